@@ -1,0 +1,133 @@
+"""Settings of one node, read from the environment and from `.env` beside manage.py.
+
+Every setting a person may change is documented in `.env.example`. What only the
+federation uses is read lazily through `federation.conf`.
+"""
+
+import os
+import secrets
+import socket
+from pathlib import Path
+
+import environ
+
+BASE_DIR = Path(__file__).resolve().parent.parent
+
+env = environ.Env()
+environ.Env.read_env(os.environ.get("ARK_ENV_FILE", BASE_DIR / ".env"))
+
+ARK_HOME = Path(env("ARK_HOME", default=str(BASE_DIR / "var"))).expanduser().resolve()
+
+
+def generated_secret(path: Path) -> str:
+    """Return the Django secret kept in `path`, made (mode 0600, never overwritten) when missing."""
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+    except FileExistsError:
+        return path.read_text(encoding="ascii").strip()
+    with os.fdopen(descriptor, "w", encoding="ascii") as file:
+        file.write(secrets.token_urlsafe(50))
+    return path.read_text(encoding="ascii").strip()
+
+
+SECRET_KEY = env("SECRET_KEY", default="") or generated_secret(ARK_HOME / "django-secret")
+DEBUG = env.bool("DEBUG", default=False)
+ALLOWED_HOSTS = env.list("ALLOWED_HOSTS", default=["localhost", "127.0.0.1", "[::1]"])
+
+INSTALLED_APPS = [
+    "daphne",
+    "django.contrib.admin",
+    "django.contrib.auth",
+    "django.contrib.contenttypes",
+    "django.contrib.sessions",
+    "django.contrib.messages",
+    "whitenoise.runserver_nostatic",
+    "django.contrib.staticfiles",
+    "channels",
+    "keys",
+    "peers",
+    "federation",
+]
+
+MIDDLEWARE = [
+    "django.middleware.security.SecurityMiddleware",
+    "whitenoise.middleware.WhiteNoiseMiddleware",
+    "django.contrib.sessions.middleware.SessionMiddleware",
+    "django.middleware.common.CommonMiddleware",
+    "django.middleware.csrf.CsrfViewMiddleware",
+    "django.contrib.auth.middleware.AuthenticationMiddleware",
+    "django.contrib.messages.middleware.MessageMiddleware",
+    "django.middleware.clickjacking.XFrameOptionsMiddleware",
+]
+
+ROOT_URLCONF = "arklattice.urls"
+ASGI_APPLICATION = "arklattice.asgi.application"
+
+TEMPLATES = [
+    {
+        "BACKEND": "django.template.backends.django.DjangoTemplates",
+        "DIRS": [BASE_DIR / "templates"],
+        "APP_DIRS": True,
+        "OPTIONS": {
+            "context_processors": [
+                "django.template.context_processors.request",
+                "django.contrib.auth.context_processors.auth",
+                "django.contrib.messages.context_processors.messages",
+            ],
+        },
+    },
+]
+
+DATABASES = {"default": env.db("DATABASE_URL", default=f"sqlite:///{ARK_HOME / 'ark.sqlite3'}")}
+if DATABASES["default"]["ENGINE"] == "django.db.backends.sqlite3":
+    # synchronous=FULL: an acknowledged packet survives a power cut (docs/architecture.md).
+    DATABASES["default"]["OPTIONS"] = {
+        "transaction_mode": "IMMEDIATE",
+        "timeout": 20,
+        "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA busy_timeout=20000;",
+    }
+DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+
+CHANNEL_LAYERS = {"default": {"BACKEND": "channels.layers.InMemoryChannelLayer"}}
+
+AUTH_PASSWORD_VALIDATORS = [
+    {"NAME": "django.contrib.auth.password_validation.UserAttributeSimilarityValidator"},
+    {"NAME": "django.contrib.auth.password_validation.MinimumLengthValidator"},
+    {"NAME": "django.contrib.auth.password_validation.CommonPasswordValidator"},
+    {"NAME": "django.contrib.auth.password_validation.NumericPasswordValidator"},
+]
+
+LANGUAGE_CODE = "en"
+TIME_ZONE = "UTC"
+USE_I18N = True
+USE_TZ = True
+
+STATIC_URL = "static/"
+STATIC_ROOT = ARK_HOME / "static"
+
+X_FRAME_OPTIONS = "DENY"
+SECURE_REFERRER_POLICY = "same-origin"
+SESSION_COOKIE_HTTPONLY = True
+SESSION_COOKIE_SAMESITE = "Lax"
+CSRF_COOKIE_SAMESITE = "Lax"
+
+LOG_LEVEL = env("LOG_LEVEL", default="INFO")
+LOG_FORMAT = env("LOG_FORMAT", default="text")
+
+ARK_KEYS_DIR = ARK_HOME / "keys"
+ARK_NODE_NAME = env("ARK_NODE_NAME", default=socket.gethostname())
+ARK_CAPABILITIES = env.list("ARK_CAPABILITIES", default=[])
+ARK_DECLARED_TIER = env("ARK_DECLARED_TIER", default="unknown")
+ARK_ADVERTISE = env.list("ARK_ADVERTISE", default=[])
+ARK_NETWORK = env("ARK_NETWORK", default="arklattice")
+ARK_HTTP_BIND = env("ARK_HTTP_BIND", default="127.0.0.1:8102")
+ARK_SYNC_BIND = env("ARK_SYNC_BIND", default="0.0.0.0:8104")
+ARK_DISCOVERY = env.bool("ARK_DISCOVERY", default=True)
+ARK_DISCOVERY_GROUP = env("ARK_DISCOVERY_GROUP", default="239.255.0.1")
+ARK_DISCOVERY_PORT = env.int("ARK_DISCOVERY_PORT", default=8103)
+ARK_DISCOVERY_INTERVAL_S = env.float("ARK_DISCOVERY_INTERVAL_S", default=60.0)
+ARK_DISCOVERY_INTERFACES = env.list("ARK_DISCOVERY_INTERFACES", default=[])
+ARK_STATIC_PEERS = env.list("ARK_STATIC_PEERS", default=[])
+REDIS_URL = env("REDIS_URL", default="")
+ARK_LIMITS = {name.removeprefix("ARK_LIMIT_").lower(): value for name, value in os.environ.items() if name.startswith("ARK_LIMIT_")}

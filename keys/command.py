@@ -1,0 +1,82 @@
+"""What every command of this project shares: exit statuses, `--json`, one clear line instead of a traceback.
+
+Exit statuses are fixed (docs/architecture.md): 0 done, 1 failed, 2 wrong usage, 3 port taken,
+4 no such peer, packet or key, 5 refused by trust policy, 6 verification failed, 130 interrupted.
+"""
+
+import json
+import os
+import sys
+from enum import IntEnum
+from typing import Any
+
+from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.db import DatabaseError, OperationalError, ProgrammingError
+
+
+class Exit(IntEnum):
+    FAILED = 1
+    USAGE = 2
+    PORT_TAKEN = 3
+    NOT_FOUND = 4
+    REFUSED = 5
+    UNVERIFIED = 6
+    INTERRUPTED = 130
+
+
+def fail(message: str, status: Exit = Exit.FAILED) -> CommandError:
+    """Return the error that ends a command with `message` on standard error and this exit status."""
+    return CommandError(printable(message), returncode=int(status))
+
+
+def printable(text: str) -> str:
+    """Return `text` with control and format characters shown as escapes, safe for a terminal."""
+    return "".join(character if character.isprintable() or character == "\n" else ascii(character)[1:-1] for character in text)
+
+
+class ArkCommand(BaseCommand):
+    """A command that answers people in one line and programs in JSON.
+
+    Subclasses implement `run(**options)` and return what `--json` prints (a dict or a list),
+    writing the human line or table with `self.say`, which is silent under `--json`.
+    """
+
+    requires_system_checks: list[str] = []  # type: ignore[assignment]
+    # Domain errors of the app mapped to exit statuses, e.g. {UnknownPeerError: Exit.NOT_FOUND}.
+    failures: dict[type[Exception], Exit] = {}
+
+    def create_parser(self, prog_name: str, subcommand: str, **kwargs: Any) -> CommandParser:
+        parser = super().create_parser(prog_name, subcommand, **kwargs)
+        parser.add_argument("--json", action="store_true", dest="as_json", help="print one JSON document and nothing else on standard output")
+        return parser
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        self.as_json = bool(options.pop("as_json", False))
+        try:
+            result = self.run(**options)
+        except KeyboardInterrupt:
+            raise fail("interrupted", Exit.INTERRUPTED) from None
+        except BrokenPipeError:
+            # The reader went away (`| head`): nothing is left to say, and flushing at exit would complain.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return
+        except tuple(self.failures) as error:
+            status = next(status for kind, status in self.failures.items() if isinstance(error, kind))
+            raise fail(str(error), status) from error
+        except (OperationalError, ProgrammingError) as error:
+            text = str(error)
+            if "no such table" in text or "no such column" in text or "does not exist" in text:
+                raise fail("the database is not migrated: run manage.py migrate") from error
+            raise fail(f"the database cannot be used: {text.splitlines()[0]}") from error
+        except DatabaseError as error:
+            raise fail(f"the database refused: {str(error).splitlines()[0]}") from error
+        if self.as_json and result is not None:
+            self.stdout.write(json.dumps(result, ensure_ascii=False))
+
+    def run(self, **options: Any) -> Any:
+        raise NotImplementedError
+
+    def say(self, text: str = "") -> None:
+        """Write a line for people; nothing under `--json`."""
+        if not self.as_json:
+            self.stdout.write(printable(text))
