@@ -1,0 +1,80 @@
+"""Fixtures for every test, and the tiers: which tests run here, and how to enable the rest.
+
+A tier needs something a machine may lack. Outside CI a tier that cannot run is left out and named
+at the end with the command that enables it; with CI=true in the environment it fails instead, so
+that nothing is skipped in silence.
+"""
+
+import os
+import shutil
+import subprocess
+from dataclasses import dataclass
+
+import pytest
+
+
+@dataclass(frozen=True, slots=True)
+class Tier:
+    """Tests under one marker, and what keeps them from running here (empty: nothing)."""
+
+    marker: str
+    name: str
+    lacking: str
+    enable: str
+    required_in_ci: bool = True
+
+
+def network_namespaces_lacking() -> str:
+    """Return why network namespaces cannot be made here, or an empty string."""
+    if os.geteuid() != 0:
+        return "they need root"
+    if shutil.which("ip") is None:
+        return "iproute2 is not installed"
+    probe = subprocess.run(["unshare", "--net", "true"], capture_output=True, text=True, check=False)
+    return "" if probe.returncode == 0 else f"this machine refuses: {probe.stderr.strip()}"
+
+
+def tiers(config: pytest.Config) -> list[Tier]:
+    in_ci = os.environ.get("CI") == "true"
+    wanted_long = config.getoption("--long")
+    return [
+        Tier("netns", "network namespaces", network_namespaces_lacking(), "sudo make test-deps && sudo make test"),
+        Tier("fresh", "fresh clone", "" if in_ci or wanted_long else "it installs everything again", "make test ARGS=--long"),
+        Tier("long", "long sweeps", "" if wanted_long else "they take up to an hour", "make test-long", required_in_ci=False),
+    ]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--long", action="store_true", help="run the long tests and the fresh clone too")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    left_out = []
+    for tier in tiers(config):
+        members = [item for item in items if item.get_closest_marker(tier.marker)]
+        if not tier.lacking or not members:
+            continue
+        if os.environ.get("CI") == "true" and tier.required_in_ci:
+            raise pytest.UsageError(f"the tier {tier.name!r} cannot run in CI: {tier.lacking}")
+        left_out.append(f"left out: {tier.name}, {len(members)} tests ({tier.lacking}); to run them: {tier.enable}")
+        chosen = [item for item in items if item not in members]
+        config.hook.pytest_deselected(items=members)
+        items[:] = chosen
+    config.stash[LEFT_OUT] = left_out
+
+
+LEFT_OUT = pytest.StashKey[list[str]]()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    for line in config.stash.get(LEFT_OUT, []):
+        terminalreporter.write_line(line)
+
+
+@pytest.fixture
+def keys_dir(settings, tmp_path):
+    """An empty keys folder of this test alone, mode 0700, that the settings point at."""
+    folder = tmp_path / "keys"
+    folder.mkdir(mode=0o700)
+    settings.ARK_KEYS_DIR = folder
+    return folder

@@ -1,0 +1,66 @@
+"""Real nodes as fixtures: `nodes("Ada")` is a new one with a key and a migrated database.
+
+When a test fails, the end of each node's log is part of the report.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.harness import MANAGE, Node, processes_of
+
+NODES = pytest.StashKey[list[Node]]()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.e2e)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]):
+    report = yield
+    if report.failed:
+        for node in item.stash.get(NODES, []):
+            report.sections.append((f"end of the log of {node.name} ({node.home})", node.log_tail()))
+    return report
+
+
+@pytest.fixture(scope="session")
+def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A freshly migrated database, to copy."""
+    home = tmp_path_factory.mktemp("template")
+    env = {"PATH": os.environ.get("PATH", os.defpath), "ARK_HOME": str(home), "ARK_ENV_FILE": os.devnull}
+    subprocess.run([sys.executable, str(MANAGE), "migrate", "--verbosity", "0"], env=env, check=True, timeout=120)
+    return home / "ark.sqlite3"
+
+
+@pytest.fixture
+def nodes(request: pytest.FixtureRequest, tmp_path: Path, migrated: Path):
+    """A maker of nodes. `nodes(name, key=False)` has no key yet; `nodes(name, bare=True)` neither key nor database."""
+    made: list[Node] = []
+    request.node.stash[NODES] = made
+
+    def make(name: str, *, key: bool = True, bare: bool = False, **settings: str) -> Node:
+        node = Node(tmp_path / name, name, template=None if bare else migrated, settings=settings)
+        made.append(node)
+        if key and not bare:
+            node.keygen()
+        return node
+
+    yield make
+    for node in made:
+        node.kill()
+    # A node's helpers die with it, also on SIGKILL; they are given the moment it takes.
+    deadline = time.monotonic() + 3
+    while (survivors := [pid for node in made for pid in processes_of(node.home)]) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    for node in made:
+        shutil.rmtree(node.home, ignore_errors=True)
+    assert not survivors, f"processes outlived their node: {survivors}"
