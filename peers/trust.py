@@ -16,15 +16,11 @@ every combination; nothing else in the program decides such a thing.
 Source: docs/protocol.md, section 3.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from keys.encoding import KeyFingerprint, NodeId
+from keys.encoding import KeyFingerprint, NodeId
 
 # Rows of one Interest or Scope; origins beyond it are left out, always the same ones (docs/protocol.md, section 6).
 MAX_ORIGIN_ROWS = 2_048
