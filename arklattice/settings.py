@@ -37,7 +37,8 @@ ALLOWED_HOSTS = env.list("ALLOWED_HOSTS", default=["localhost", "127.0.0.1", "[:
 
 INSTALLED_APPS = [
     "daphne",
-    "django.contrib.admin",
+    "arklattice.apps.ArkLatticeConfig",
+    "arklattice.apps.ArkAdminConfig",
     "django.contrib.auth",
     "django.contrib.contenttypes",
     "django.contrib.sessions",
@@ -52,11 +53,13 @@ INSTALLED_APPS = [
 
 MIDDLEWARE = [
     "django.middleware.security.SecurityMiddleware",
-    "whitenoise.middleware.WhiteNoiseMiddleware",
+    "arklattice.middleware.ContentSecurityPolicyMiddleware",
+    "arklattice.middleware.StaticFilesMiddleware",
     "django.contrib.sessions.middleware.SessionMiddleware",
     "django.middleware.common.CommonMiddleware",
     "django.middleware.csrf.CsrfViewMiddleware",
     "django.contrib.auth.middleware.AuthenticationMiddleware",
+    "arklattice.middleware.PasswordChangeMiddleware",
     "django.contrib.messages.middleware.MessageMiddleware",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
 ]
@@ -96,6 +99,7 @@ AUTH_PASSWORD_VALIDATORS = [
     {"NAME": "django.contrib.auth.password_validation.MinimumLengthValidator"},
     {"NAME": "django.contrib.auth.password_validation.CommonPasswordValidator"},
     {"NAME": "django.contrib.auth.password_validation.NumericPasswordValidator"},
+    {"NAME": "arklattice.passwords.OneTimePasswordValidator"},
 ]
 
 LANGUAGE_CODE = "en"
@@ -103,14 +107,19 @@ TIME_ZONE = "UTC"
 USE_I18N = True
 USE_TZ = True
 
-STATIC_URL = "static/"
-STATIC_ROOT = ARK_HOME / "static"
+# Served by WhiteNoise straight from the installed apps: nothing to collect, nothing that can be out of date.
+STATIC_URL = "/static/"
+WHITENOISE_USE_FINDERS = True
+WHITENOISE_ALLOW_ALL_ORIGINS = False
 
 X_FRAME_OPTIONS = "DENY"
 SECURE_REFERRER_POLICY = "same-origin"
 SESSION_COOKIE_HTTPONLY = True
 SESSION_COOKIE_SAMESITE = "Lax"
 CSRF_COOKIE_SAMESITE = "Lax"
+
+# HTTPS only: 8102 speaks plain HTTP on loopback, and TLS for others is a reverse proxy's, which redirects and sets HSTS itself.
+SILENCED_SYSTEM_CHECKS = ["security.W004", "security.W008", "security.W012", "security.W016"]
 
 LOG_LEVEL = env("LOG_LEVEL", default="INFO")
 LOG_FORMAT = env("LOG_FORMAT", default="text")
@@ -122,6 +131,10 @@ ARK_DECLARED_TIER = env("ARK_DECLARED_TIER", default="unknown")
 ARK_ADVERTISE = env.list("ARK_ADVERTISE", default=[])
 ARK_NETWORK = env("ARK_NETWORK", default="arklattice")
 ARK_HTTP_BIND = env("ARK_HTTP_BIND", default="127.0.0.1:8102")
+# Browsers share cookies between the ports of a host: without a name of its own, logging in to one of
+# several nodes on this machine would log out of the others.
+SESSION_COOKIE_NAME = f"ark_session_{ARK_HTTP_BIND.rpartition(':')[2]}"
+CSRF_COOKIE_NAME = f"ark_csrf_{ARK_HTTP_BIND.rpartition(':')[2]}"
 ARK_SYNC_BIND = env("ARK_SYNC_BIND", default="0.0.0.0:8104")
 ARK_DISCOVERY = env.bool("ARK_DISCOVERY", default=True)
 ARK_DISCOVERY_GROUP = env("ARK_DISCOVERY_GROUP", default="239.255.0.1")
