@@ -47,7 +47,9 @@ class ArkCommand(BaseCommand):
 
     def create_parser(self, prog_name: str, subcommand: str, **kwargs: Any) -> CommandParser:
         parser = super().create_parser(prog_name, subcommand, **kwargs)
-        parser.add_argument("--json", action="store_true", dest="as_json", help="print one JSON document and nothing else on standard output")
+        parser.add_argument(
+            "--json", action="store_true", dest="as_json", help="print one JSON document and nothing else on standard output"
+        )
         return parser
 
     def handle(self, *args: Any, **options: Any) -> None:

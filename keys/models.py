@@ -35,7 +35,9 @@ class SigningKey(models.Model):
 
     class Meta:
         ordering = ["-created_at", "-pk"]
-        constraints = [models.UniqueConstraint(fields=["status"], condition=models.Q(status="active"), name="one_active_signing_key")]
+        constraints = [
+            models.UniqueConstraint(fields=["status"], condition=models.Q(status="active"), name="one_active_signing_key")
+        ]
 
     def __str__(self) -> str:
         return f"{self.name} ({self.status})"
