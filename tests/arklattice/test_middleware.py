@@ -55,4 +55,4 @@ async def test_static_files_under_asgi_warn_about_nothing():
 )
 def test_nothing_outside_the_static_folders_is_served(path):
     """No path climbs out of the static folders or lists one."""
-    assert Client().get(path).status_code == 404
+    assert Client().get(f"/static/{path}").status_code == 404
