@@ -124,6 +124,9 @@ SILENCED_SYSTEM_CHECKS = ["security.W004", "security.W008", "security.W012", "se
 LOG_LEVEL = env("LOG_LEVEL", default="INFO")
 LOG_FORMAT = env("LOG_FORMAT", default="text")
 
+# Module that stores packets; the registry of peers lives below it and must not import it.
+ARK_PACKET_HOLDER = "federation.services"
+
 ARK_KEYS_DIR = ARK_HOME / "keys"
 ARK_NODE_NAME = env("ARK_NODE_NAME", default=socket.gethostname())
 ARK_CAPABILITIES = env.list("ARK_CAPABILITIES", default=[])

@@ -59,7 +59,7 @@ class PeerKey(models.Model):
     peer = models.ForeignKey(Peer, on_delete=models.CASCADE, related_name="keys")
     public_key = models.OneToOneField(PublicKey, on_delete=models.PROTECT, related_name="peer_key")
     status = models.CharField(max_length=12, choices=Status.choices, default=Status.UNCONFIRMED)
-    source = models.CharField(max_length=12, default="beacon", help_text="imported, handshake, beacon, manifest")
+    source = models.CharField(max_length=12, default="beacon", help_text="imported, handshake, beacon, claim, manifest")
     added_at = models.DateTimeField(default=timezone.now)
     confirmed_at = models.DateTimeField(null=True, blank=True)
 

@@ -56,7 +56,7 @@ class Migration(migrations.Migration):
             fields=[
                 ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
                 ('status', models.CharField(choices=[('trusted', 'trusted: imported or confirmed by the operator'), ('unconfirmed', 'unconfirmed: seen, not compared'), ('retired', 'retired'), ('revoked', 'revoked')], default='unconfirmed', max_length=12)),
-                ('source', models.CharField(default='beacon', help_text='imported, handshake, beacon, manifest', max_length=12)),
+                ('source', models.CharField(default='beacon', help_text='imported, handshake, beacon, claim, manifest', max_length=12)),
                 ('added_at', models.DateTimeField(default=django.utils.timezone.now)),
                 ('confirmed_at', models.DateTimeField(blank=True, null=True)),
                 ('peer', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='keys', to='peers.peer')),
