@@ -10,7 +10,6 @@ Source: docs/protocol.md, sections 1, 3 and 6.
 """
 
 import re
-from collections.abc import Sequence
 from datetime import datetime, timedelta
 from enum import StrEnum
 from importlib import import_module
@@ -181,9 +180,8 @@ def import_peer_key(
     now = timezone.now()
     public_key = key.public_key if isinstance(key, ContactCard) else key
     check_public_key(public_key)
-    addresses = [
-        parse_url(address) for address in ([url] if url else []) + (list(key.addresses) if isinstance(key, ContactCard) else [])
-    ]
+    named_addresses = [*([url] if url else []), *(key.addresses if isinstance(key, ContactCard) else ())]
+    addresses = [parse_url(address) for address in named_addresses]
     _refuse_own(public_key)
     held = peer_key_of(public_key)
     if held is not None and is_mere_claim(held):
@@ -385,8 +383,8 @@ def _refuse_taken(wanted: str | None, peer: str, row: Peer | None, public_key: b
         shown = _trusted_fingerprint(named)
         held = f"whose key is {grouped(bytes.fromhex(shown))}" if shown else "of whom no trusted key is held"
         raise KeyConflictError(
-            f"{wanted!r} is the name of {_shown(named)}, {held}; this key is another node's "
-            f"({grouped(fingerprint_of(public_key))}). Nothing was changed: compare the fingerprints with the operator of {wanted!r}"
+            f"{wanted!r} is the name of {_shown(named)}, {held}; this key is another node's ({grouped(fingerprint_of(public_key))}). "
+            "Nothing was changed: compare the fingerprints with its operator"
         )
     if row is not None and row.name is not None and row.name != wanted:
         raise KeyConflictError(f"this key is already the one of {row.name!r} ({row.node_id[:8]}): one node has one name")
@@ -430,12 +428,8 @@ def _record(
 
 def _trusted_fingerprint(peer: Peer) -> str:
     """Return the newest trusted key's fingerprint in hex, or an empty string."""
-    trusted: Sequence[str] = (
-        peer.keys.filter(status=PeerKey.Status.TRUSTED)
-        .order_by("-confirmed_at", "-pk")
-        .values_list("public_key__fingerprint", flat=True)[:1]
-    )
-    return trusted[0] if trusted else ""
+    trusted = peer.keys.filter(status=PeerKey.Status.TRUSTED).order_by("-confirmed_at", "-pk")
+    return trusted.values_list("public_key__fingerprint", flat=True).first() or ""
 
 
 def _shown(peer: Peer) -> str:
