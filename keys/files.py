@@ -45,6 +45,7 @@ __all__ = [
     "NoIdentityError",
     "StoredIdentity",
     "check_name",
+    "next_key_path",
     "read_identity",
     "read_pair",
     "write_identity",
@@ -116,6 +117,11 @@ def read_pair(path: Path, name: str) -> KeyPair:
         if not folder.names().get(name):
             raise NoIdentityError(f"there is no key {name!r} in {path}")
         return _read_pair(folder, name)
+
+
+def next_key_path(path: Path, name: str) -> Path:
+    """Return where `write_identity` leaves the next key."""
+    return path / (check_name(name) + NEXT_KEY)
 
 
 @contextmanager
