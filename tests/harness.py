@@ -311,6 +311,10 @@ class Node:
         rows = self.rows("SELECT body FROM federation_knowledgepacket WHERE packet_id = ?", bytes.fromhex(packet_id))
         return bytes(rows[0][0]) if rows else None
 
+    def received_ms(self, packet_id: str) -> int:
+        """Return when a packet was stored here, ms since the Unix epoch; all nodes of a test share one clock."""
+        return self.rows("SELECT received_at FROM federation_knowledgepacket WHERE packet_id = ?", bytes.fromhex(packet_id))[0][0]
+
     def receipt(self, packet_id: str) -> tuple[str, str]:
         """Return (received_from, received_rule) of a stored packet."""
         return self.rows(
@@ -322,9 +326,18 @@ class Node:
         rows = self.rows("SELECT code FROM federation_refusal WHERE packet_id = ? ORDER BY at DESC", bytes.fromhex(packet_id))
         return rows[0][0] if rows else None
 
+    def counter(self, name: str) -> int:
+        """Return how often something happened with peers here, over all peers."""
+        return self.rows("SELECT coalesce(sum(count), 0) FROM federation_peercounter WHERE name = ?", name)[0][0]
+
     def linked_with(self) -> set[str]:
         """Return the node_ids of the peers this node holds a link with."""
         return {row[0] for row in self.rows("SELECT peer FROM federation_linkclaim")}
+
+
+def delay_ms(packet_id: str, publisher: Node, receiver: Node) -> int:
+    """Return how long after its publication a packet was stored at `receiver`, ms."""
+    return receiver.received_ms(packet_id) - publisher.received_ms(packet_id)
 
 
 def listening(port: int) -> bool:
