@@ -27,6 +27,7 @@ from federation.protocol.messages import (
     Ack,
     Auth,
     Bye,
+    Fingerprint,
     GetManifest,
     Have,
     HelloClient,
@@ -47,7 +48,6 @@ from federation.protocol.messages import (
     Want,
     Welcome,
 )
-from federation.protocol.messages import Fingerprint as KeyFingerprintField
 
 __all__ = ["decode", "decode_row", "encode", "encode_packets", "encode_result", "row_bytes"]
 
@@ -88,7 +88,7 @@ class _Row(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=T
     body: bytes
     signature: Signature
     timestamp: Natural
-    key_fingerprint: KeyFingerprintField
+    key_fingerprint: Fingerprint
 
 
 _encode: Final[Callable[[Any], bytes]] = msgspec.msgpack.Encoder().encode
@@ -127,7 +127,8 @@ def decode(data: bytes, limits: Limits = _DEFAULT_LIMITS) -> Message | None:
         raise RemoteProtocolError(f"frame of {len(data)} bytes, at most {limits.frame_bytes}", Goodbye.TOO_LARGE)
     number = _peek_number(data)
     if number not in _BY_NUMBER:
-        return _ignore_extension(data)
+        _check_extension(data)
+        return None
     name = _BY_NUMBER[number].__name__
     try:
         message: Message
@@ -187,8 +188,8 @@ def _peek_number(data: bytes) -> int | None:
     return data[at]
 
 
-def _ignore_extension(data: bytes) -> None:
-    """Accept one well-formed array whose number is from 64 on; of the rest only the framing is looked at."""
+def _check_extension(data: bytes) -> None:
+    """Return if this is one well-formed array whose number is from 64 on; of what follows it only the framing is looked at."""
     try:
         items = _decode_items(data)
         number = _decode_number(items[0]) if items else 0
