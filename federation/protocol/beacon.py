@@ -23,7 +23,8 @@ from typing import Any, NoReturn
 from federation.protocol.canonical import JSONValue, canonicalize, parse_canonical
 from federation.protocol.errors import Code, LocalProtocolError, PacketError
 from federation.protocol.limits import MAX_BEACON_BYTES, MAX_SAFE_INTEGER
-from keys.ed25519 import SIGNATURE_BYTES, InvalidSignatureError, KeyPair, sign, verify as verify_signature
+from keys.ed25519 import SIGNATURE_BYTES, InvalidSignatureError, KeyPair, sign
+from keys.ed25519 import verify as verify_signature
 from keys.encoding import (
     MAX_NAME_CHARS,
     PUBLIC_KEY_BYTES,
@@ -86,6 +87,8 @@ class Refusal(StrEnum):
     """Not newer than the last one of this key: a replay, or the same beacon by a second way."""
     KEY = "key"
     """Signed by a key that the registry holds as retired or revoked."""
+    ADDRESS = "address"
+    """From an address, or naming a port, that no node is dialled at."""
     FULL = "full"
     """A bound on strangers is reached; those already here are not pushed out."""
     ABSENT = "absent"

@@ -37,7 +37,6 @@ from federation.protocol.beacon import (
     GoodbyeDatagram,
     Probe,
     Refusal,
-    SignedDatagram,
     VerifiedBeacon,
     VerifiedGoodbye,
     parse,
@@ -67,8 +66,8 @@ CLOCK_WINDOW_MS = 300_000
 STALE_AFTER_S = 300.0
 
 # Datagrams one source address may have read: a dozen nodes on one machine, each with several addresses, starting at once.
-ADDRESS_BURST = 32.0
-ADDRESS_PER_S = 4.0
+ADDRESS_BURST = 64.0
+ADDRESS_PER_S = 8.0
 # The same for all addresses together at which nobody is known: source addresses are forged at no cost, so each
 # forged one brings a full bucket. At some 60 µs a verified beacon this bounds a flood to about 1 % of a core.
 STRANGERS_BURST = 256.0
@@ -109,11 +108,11 @@ class Registered:
 
 @dataclass(frozen=True, slots=True)
 class NewSighting:
-    """A node that the registry does not hold. `url` is where to dial it, if it may be dialled at all."""
+    """A node that the registry does not hold. `url` is where it may be dialled."""
 
     beacon: Beacon
     source: Source
-    url: str | None
+    url: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +121,7 @@ class Refreshed:
 
     beacon: Beacon
     source: Source
-    url: str | None
+    url: str
     known: bool
     returned: bool
 
@@ -131,11 +130,12 @@ class Refreshed:
 class UnfamiliarKey:
     """A key that is not the one held for this node: unconfirmed until a handshake proves a succession to it.
 
-    Carries no address: whoever signs with a key of their own may name any node.
+    `url` is where it was heard and no address of the node: whoever signs with a key of their own may name any node.
     """
 
     beacon: Beacon
     source: Source
+    url: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -312,16 +312,20 @@ class Sightings:
             last_ms = max(last_ms, registered.last_beacon_ms)
         if content.timestamp <= last_ms:
             return Ignored(Refusal.OLD)
-        if isinstance(content, GoodbyeDatagram):
-            return self._goodbye(key, entry, datagram)
+        if isinstance(content, GoodbyeDatagram) and (entry is None or not entry.present):
+            return Ignored(Refusal.ABSENT)
         if entry is None and not self._has_room(key, source):
             return Ignored(Refusal.FULL)
-        return self._beacon(key, entry, datagram, source, now)
+        match verify(datagram):
+            case VerifiedGoodbye(goodbye=goodbye):
+                return self._goodbye(key, self._entries[key], goodbye)
+            case VerifiedBeacon(beacon=beacon):
+                return self._beacon(key, entry, beacon, source, now)
 
-    def _beacon(self, key: _Key, entry: _Entry | None, datagram: SignedDatagram, source: Source, now: float) -> Effect:
-        verified = verify(datagram)
-        assert isinstance(verified, VerifiedBeacon)  # noqa: S101 - for the type checker: the content is a beacon
-        beacon = verified.beacon
+    def _beacon(self, key: _Key, entry: _Entry | None, beacon: Beacon, source: Source, now: float) -> Effect:
+        url = candidate_url(source, beacon.sync_port)
+        if url is None:
+            return Ignored(Refusal.ADDRESS)
         returned = entry is None or not entry.present
         if entry is None:
             standing, known = self._standing(*key)
@@ -334,19 +338,14 @@ class Sightings:
         entry.present = True
         self._note_address(entry, source.address)
         if entry.standing is _Standing.UNFAMILIAR:
-            return UnfamiliarKey(beacon=beacon, source=source)
-        url = candidate_url(source, beacon.sync_port)
+            return UnfamiliarKey(beacon=beacon, source=source, url=url)
         if key[0] not in self._registry:
             return NewSighting(beacon=beacon, source=source, url=url)
         return Refreshed(beacon=beacon, source=source, url=url, known=entry.known, returned=returned)
 
-    def _goodbye(self, key: _Key, entry: _Entry | None, datagram: SignedDatagram) -> Effect:
-        if entry is None or not entry.present:
-            return Ignored(Refusal.ABSENT)
-        verified = verify(datagram)
-        assert isinstance(verified, VerifiedGoodbye)  # noqa: S101 - for the type checker: the content is a goodbye
+    def _goodbye(self, key: _Key, entry: _Entry, goodbye: GoodbyeDatagram) -> Effect:
         # Kept with its time, so that no beacon from before the goodbye can be replayed.
-        entry.last_ms = verified.goodbye.timestamp
+        entry.last_ms = goodbye.timestamp
         entry.present = False
         if entry.standing is _Standing.UNFAMILIAR or self._is_present(key[0]):
             return Ignored(Refusal.KEY)
