@@ -19,9 +19,10 @@ from django.conf import settings
 from django.db import transaction
 from django.utils import timezone
 
-from keys.ed25519 import check_public_key
+from keys.ed25519 import KeysError, check_public_key
 from keys.encoding import ContactCard, NodeId, fingerprint_of, grouped, node_id_of
 from keys.models import SigningKey
+from keys.services import Identity, load_identity
 from peers.addresses import parse_url
 from peers.backoff import penalty_length
 from peers.encounters import (
@@ -123,7 +124,11 @@ def packet_holder() -> PacketHolder:
 
 def own_node_id() -> str:
     """Return this node's id in hex, or an empty string while it has no key."""
-    return SigningKey.objects.filter(status=SigningKey.Status.ACTIVE).values_list("node_id", flat=True).first() or ""
+    active = SigningKey.objects.filter(status=SigningKey.Status.ACTIVE).values_list("node_id", flat=True).first()
+    if active is not None:
+        return active
+    identity = _own_identity()
+    return "" if identity is None else identity.node_id.hex()
 
 
 def is_demotion(before: Tier, after: Tier) -> bool:
@@ -358,8 +363,18 @@ def end_penalty(*, peer: Peer) -> Peer:
     return peer
 
 
+def _own_identity() -> Identity | None:
+    """Return who this node is by its key files, which a lost database says nothing of; None when they cannot be read."""
+    try:
+        return load_identity()
+    except KeysError:
+        return None
+
+
 def _refuse_own(public_key: bytes) -> None:
-    if SigningKey.objects.filter(public_key__public_key=public_key.hex()).exists():
+    identity = _own_identity()
+    is_own = identity is not None and identity.pair.public == public_key
+    if is_own or SigningKey.objects.filter(public_key__public_key=public_key.hex()).exists():
         raise KeyConflictError("this is this node's own key: import the one that the other operator's exportkey prints")
 
 
@@ -383,7 +398,7 @@ def _refuse_taken(wanted: str | None, peer: str, row: Peer | None, public_key: b
         shown = _trusted_fingerprint(named)
         held = f"whose key is {grouped(bytes.fromhex(shown))}" if shown else "of whom no trusted key is held"
         raise KeyConflictError(
-            f"{wanted!r} is the name of {_shown(named)}, {held}; this key is another node's ({grouped(fingerprint_of(public_key))}). "
+            f"{wanted!r} is {_shown(named)}, {held}; this key is another node's ({grouped(fingerprint_of(public_key))}). "
             "Nothing was changed: compare the fingerprints with its operator"
         )
     if row is not None and row.name is not None and row.name != wanted:
