@@ -8,7 +8,7 @@ and not of a mere upgrade of the hash. `arklattice.middleware` holds a marked us
 import secrets
 
 from django.contrib.auth import get_user_model
-from django.contrib.auth.models import AbstractBaseUser
+from django.contrib.auth.models import AbstractBaseUser, AnonymousUser
 from django.core.exceptions import ValidationError
 from django.db import transaction
 
@@ -31,7 +31,7 @@ def make_admin(username: str) -> str | None:
     return password
 
 
-def must_change_password(user: AbstractBaseUser) -> bool:
+def must_change_password(user: AbstractBaseUser | AnonymousUser) -> bool:
     """Return whether this user still has the password that was printed at the first start."""
     return OneTimePassword.objects.filter(user_id=user.pk).exists()
 

@@ -39,7 +39,7 @@ def test_index_shows_the_identity(client_of_admin, keys_dir, settings):
 def test_index_says_when_there_is_no_key(client_of_admin, keys_dir):
     """Without a key the page says so and what to type."""
     page = client_of_admin.get("/admin/").content.decode()
-    assert "manage.py keygen" in page
+    assert "./ark-lattice crypto keygen" in page
 
 
 def test_index_says_when_the_key_is_damaged(client_of_admin, keys_dir):
@@ -53,11 +53,11 @@ def test_index_says_when_the_key_is_damaged(client_of_admin, keys_dir):
 
 def test_steps_follow_the_state():
     """First a key, then a peer and a packet; a peer that waits for a decision is named."""
-    assert [step.command for step in next_steps(has_key=False)] == ["manage.py keygen"]
+    assert [step.command for step in next_steps(has_key=False)] == ["./ark-lattice crypto keygen"]
     assert [step.command for step in next_steps(has_key=True)] == [
-        "manage.py exportkey --card",
-        "manage.py importkey NAME CARD --tier core",
-        'manage.py publish --text "Hello"',
+        "./ark-lattice crypto export-key --card",
+        "./ark-lattice crypto import-key NAME CARD --tier core",
+        './ark-lattice packets publish --text "Hello"',
     ]
     Peer.objects.create(node_id="1" * 32, tier="core")
     Peer.objects.create(node_id="2" * 32)

@@ -58,7 +58,9 @@ def test_every_page_leads_to_the_change_page(signed_in):
     for path in ["/admin/", "/admin/auth/user/", "/", "/admin/no-such-page/"]:
         response = signed_in.get(path)
         assert (response.status_code, response["Location"]) == (302, CHANGE), path
-    assert signed_in.get(CHANGE).status_code == 200
+    page = signed_in.get(CHANGE)
+    assert page.status_code == 200
+    assert "This password was made for you" in page.content.decode()
     assert signed_in.post("/admin/auth/user/add/", {"username": "eve"}).status_code == 302
     assert get_user_model().objects.count() == 1
 

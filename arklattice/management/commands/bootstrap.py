@@ -28,7 +28,8 @@ class Command(ArkCommand):
         if password is not None:
             self.say(f"Made the administrator {admin!r} for http://{settings.ARK_HTTP_BIND}/admin/")
             self.say(f"  one-time password  {password}")
-            self.say("  It is shown this once, and replaced at the first login. Lost: manage.py changepassword " + admin)
+            self.say("  It is shown this once, and has to be replaced at the first login.")
+            self.say(f"  If it gets lost: .venv/bin/python manage.py changepassword {admin}")
         identity = load_identity()
         return {
             "node_id": identity.node_id.hex(),
