@@ -33,7 +33,7 @@ def make_admin(username: str) -> str | None:
 
 def must_change_password(user: AbstractBaseUser | AnonymousUser) -> bool:
     """Return whether this user still has the password that was printed at the first start."""
-    return OneTimePassword.objects.filter(user_id=user.pk).exists()
+    return user.pk is not None and OneTimePassword.objects.filter(user_id=user.pk).exists()
 
 
 class OneTimePasswordValidator:
@@ -44,7 +44,7 @@ class OneTimePasswordValidator:
             raise ValidationError("Choose a password other than the one-time password.", code="one_time_password")
 
     def get_help_text(self) -> str:
-        return "A one-time password has to be replaced by another one."
+        return "Your password can’t be a one-time password."
 
     def password_changed(self, password: str, user: AbstractBaseUser | None = None) -> None:
         if user is not None and user.pk is not None:
