@@ -17,8 +17,8 @@ Source: docs/protocol.md, section 6; Negentropy Protocol V1 (order, fingerprint)
 
 from array import array
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator
-from itertools import accumulate
+from collections.abc import Iterator, Sequence
+from itertools import accumulate, pairwise
 from typing import Any, Final, NamedTuple, Self
 
 import numpy as np
@@ -41,6 +41,11 @@ SPARSE_ITEMS: Final = 128
 
 # array typecode -> largest offset it holds; narrowest first. The last one holds any difference of seconds.
 OFFSET_LIMITS: Final = {"H": 2**16 - 1, "I": 2**32 - 1, "Q": 2**64 - 1}
+
+# To add ids up, each is read as eight digits of 32 bits; 64 bits hold the sum of four billion such digits.
+DIGITS: Final = 8
+DIGIT: Final = np.dtype("<u4")
+DIGIT_SUM: Final = np.dtype("<u8")
 
 SecondsArray = npt.NDArray[np.integer[Any]]
 IdArray = npt.NDArray[np.uint8]
@@ -164,6 +169,17 @@ class ItemSet:
     def range_fingerprint(self, lower: int, upper: int) -> bytes:
         """Return the 16-byte fingerprint of a range."""
         return fingerprint_of_sum(self._sum_before(upper) - self._sum_before(lower), upper - lower)
+
+    def part_fingerprints(self, ranks: Sequence[int]) -> list[bytes]:
+        """Return the fingerprints of the ranges between each two neighbours of ascending ranks, none of them empty."""
+        lower, upper = ranks[0], ranks[-1]
+        if upper - lower > BLOCK_ITEMS:
+            before = [self._sum_before(rank) for rank in ranks]
+            sums = [end - start for start, end in pairwise(before)]
+        else:
+            # Narrow parts of few blocks: adding up all of them in one go costs about as much as adding up one.
+            sums = _sum_parts(b"".join(self.ids(lower, upper)), [rank - lower for rank in ranks[:-1]])
+        return [fingerprint_of_sum(part, end - start) for part, (start, end) in zip(sums, pairwise(ranks), strict=True)]
 
     def rank(self, bound: Bound) -> int:
         """Return how many items lie before `bound`."""
@@ -352,17 +368,27 @@ def _offset_code(span: int) -> str:
 
 
 def _sum_ids(ids: bytearray, lower: int, upper: int) -> int:
-    """Return the sum of the ids at positions lower to upper, as little-endian numbers, not reduced.
-
-    Each id is eight digits of 32 bits; 64-bit columns hold the sum of four billion such digits.
-    """
+    """Return the sum of the ids at positions lower to upper, as little-endian numbers, not reduced."""
     if lower == upper:
         return 0
-    digits = np.frombuffer(ids, dtype="<u4", count=(upper - lower) * 8, offset=lower * ID_BYTES).reshape(-1, 8)
-    columns = np.add.reduce(digits, axis=0, dtype=np.dtype("<u8"))
-    # Columns 0, 2, 4, 6 weigh 2^0, 2^64, ...: their bytes in a row are one number. The others weigh 2^32 more.
-    even = int.from_bytes(columns[0::2].tobytes(), "little")
-    return even + (int.from_bytes(columns[1::2].tobytes(), "little") << 32)
+    digits = np.frombuffer(ids, dtype=DIGIT, count=(upper - lower) * DIGITS, offset=lower * ID_BYTES).reshape(-1, DIGITS)
+    return _numbers(np.add.reduce(digits, axis=0, dtype=DIGIT_SUM))[0]
+
+
+def _sum_parts(ids: bytes, starts: list[int]) -> list[int]:
+    """Return the sum of the ids from each of these ascending positions up to the next, or the end."""
+    digits = np.frombuffer(ids, dtype=DIGIT).reshape(-1, DIGITS)
+    return _numbers(np.add.reduceat(digits, starts, axis=0, dtype=DIGIT_SUM))
+
+
+def _numbers(columns: npt.NDArray[np.uint64]) -> list[int]:
+    """Return the number that each eight sums of digits stand for."""
+    # Digits 0, 2, 4, 6 weigh 2^0, 2^64, ...: the bytes of their sums in a row are one number. The others weigh 2^32 more.
+    even, odd = columns[..., 0::2].tobytes(), columns[..., 1::2].tobytes()
+    return [
+        int.from_bytes(even[at : at + ID_BYTES], "little") + (int.from_bytes(odd[at : at + ID_BYTES], "little") << 32)
+        for at in range(0, len(even), ID_BYTES)
+    ]
 
 
 def _checked_seconds(seconds: SecondsArray) -> npt.NDArray[np.uint64]:

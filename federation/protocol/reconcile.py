@@ -187,16 +187,9 @@ class _FrameBuilder:
         if count < SPLIT_ITEMS:
             return self._write([IdList(bound, b"".join(self._items.ids(lower, upper)))], lower)
         cuts = [lower + cut for cut in self._splitter.cuts(count)]
-        return self._write(
-            [
-                *(
-                    Fingerprint(_bound_between(self._items, cut), self._items.range_fingerprint(start, cut))
-                    for start, cut in zip([lower, *cuts], cuts, strict=False)
-                ),
-                Fingerprint(bound, self._items.range_fingerprint(cuts[-1], upper)),
-            ],
-            lower,
-        )
+        bounds = [*(_bound_between(self._items, cut) for cut in cuts), bound]
+        digests = self._items.part_fingerprints([lower, *cuts, upper])
+        return self._write([Fingerprint(*part) for part in zip(bounds, digests, strict=True)], lower)
 
     def list_ids(self, bound: Bound, lower: int, upper: int) -> bool:
         """Write all ids of a range, or as many as fit and a fingerprint of the rest."""
