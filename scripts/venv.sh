@@ -55,8 +55,9 @@ install_missing() {
     [ "$(id -u)" = 0 ] || stop "Python 3.11 or newer with venv and ensurepip is needed; run: sudo apt-get install -y $packages"
     echo "Installing $packages ..."
     # shellcheck disable=SC2086  # several packages are several words
-    { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $packages; } >/dev/null ||
-        stop "apt-get could not install what is missing; see its message above, then run: apt-get install -y $packages"
+    said=$({ apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $packages; } 2>&1) ||
+        stop "$said
+apt-get could not install what is missing: see its message above, then run: apt-get install -y $packages"
 }
 
 works() { [ -x .venv/bin/python ] && .venv/bin/python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; }
