@@ -34,6 +34,21 @@ def printable(text: str) -> str:
     return "".join(character if character.isprintable() or character == "\n" else ascii(character)[1:-1] for character in text)
 
 
+def escaped_json(text: str) -> str:
+    """Return JSON that means the same, with the characters a terminal obeys (C1, bidi, DEL) written as escapes.
+
+    In JSON they stand inside strings only, where an escape says the same; line breaks between tokens stay.
+    """
+    if text.isprintable():
+        return text
+    return "".join(character if character.isprintable() or character == "\n" else json.dumps(character)[1:-1] for character in text)
+
+
+def json_text(value: Any) -> str:
+    """Return the JSON that commands print: readable in every script, and harmless on a terminal."""
+    return escaped_json(json.dumps(value, ensure_ascii=False))
+
+
 class ArkCommand(BaseCommand):
     """A command that answers people in one line and programs in JSON.
 
@@ -73,9 +88,9 @@ class ArkCommand(BaseCommand):
         except DatabaseError as error:
             raise fail(f"the database refused: {str(error).splitlines()[0]}") from error
         if self.as_json and result is not None:
-            self.stdout.write(json.dumps(result, ensure_ascii=False))
+            self.stdout.write(json_text(result))
 
-    def run(self, **options: Any) -> Any:
+    def run(self, *args: Any, **options: Any) -> Any:
         raise NotImplementedError
 
     def say(self, text: str = "") -> None:
