@@ -6,7 +6,7 @@ stored or passed on. Only the JSON form is read back through `canonicalize`, bec
 laid it out anew, and whatever differs in meaning then fails the signature.
 
 An `Envelope` may be made by anyone and proves nothing. A `VerifiedPacket` comes only from `verify_packet` and
-`verify_parsed`; what stores packets takes nothing else.
+`verify_parsed`, or from worker processes that check the same; what stores packets takes nothing else.
 
 Source: docs/protocol.md, section 2.
 """
