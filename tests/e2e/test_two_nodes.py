@@ -129,7 +129,7 @@ def test_killed_node_is_not_said_to_run(pair):
 
 
 def test_added_by_address_then_trusted(nodes):
-    """`addpeer URL` shakes hands and registers an UNKNOWN peer with its fingerprint; the key then makes it CORE; `syncnow` reconciles."""
+    """`addpeer URL` registers an UNKNOWN peer with its fingerprint; the key then makes it CORE; `syncnow` reconciles."""
     ada, bob = together(lambda: nodes("ada"), lambda: nodes("bob"))
     together(ada.start, bob.start)
     row = ada.ask("addpeer", bob.url, "--name", "Bob")
