@@ -388,7 +388,8 @@ def _decode(frame: bytes, expected: type[_Expected]) -> _Expected:
         raise HandshakeError(error.reason) from None
     # Extensions are announced in Welcome, so none is due before it.
     if not isinstance(message, expected):
-        raise HandshakeError(f"{type(message).__name__} where {expected.__name__} is due")
+        name = "an extension" if message is None else type(message).__name__
+        raise HandshakeError(f"{name} where {expected.__name__} is due")
     return message
 
 
