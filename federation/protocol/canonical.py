@@ -129,6 +129,9 @@ def require_canonical(data: bytes, value: JSONValue) -> None:
 def _float_as_canonical(literal: str) -> float:
     """Return the float of `literal` when rfc8785 writes it just so; ValueError sends the text to the slow path."""
     number = float(literal)
+    # Both write the shortest digits that read back; without exponent or a bare .0 also in the same form.
+    if repr(number) == literal and "e" not in literal and not literal.endswith(".0"):
+        return number
     if rfc8785.dumps(number) != literal.encode():
         raise ValueError("another number form")
     return number
