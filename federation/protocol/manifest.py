@@ -17,6 +17,7 @@ from typing import Any
 from federation.protocol.canonical import canonicalize, parse_canonical
 from federation.protocol.errors import PacketError
 from federation.protocol.limits import MAX_MANIFEST_BYTES, MAX_SAFE_INTEGER, MAX_SUCCESSION_BYTES, MAX_SUCCESSION_STATEMENTS
+from federation.protocol.messages import MAX_NETWORK_CHARS
 from keys.ed25519 import KeyPair, KeysError, check_public_key, sign, verify
 from keys.encoding import MAX_NAME_CHARS, EncodingError, KeyFingerprint, NodeId, fingerprint_of, parse_hex, parse_node_id, short
 from keys.succession import Chain, verify_chain
@@ -25,14 +26,14 @@ __all__ = ["MANIFEST_LABEL", "ManifestError", "PeerManifest", "SignedManifest", 
 
 MANIFEST_LABEL = b"arklattice/manifest/v1\n"
 
-# What a stranger may make the registry keep and the operator read; beyond each bound the manifest is refused.
-MAX_NETWORK_CHARS = 64
+# What a stranger may make the registry keep and the operator read; beyond each bound the manifest is refused. Text is
+# printable, so that no manifest carries control or direction characters to where it is shown.
 MAX_ADDRESSES = 16
 MAX_ADDRESS_CHARS = 255
 MAX_CAPABILITIES = 32
 MAX_CAPABILITY_CHARS = 64
-MAX_VERSION_CHARS = 64
-MAX_TIER_CHARS = 32
+MAX_VERSION_CHARS = 32
+MAX_TIER_CHARS = 16
 MAX_PORT = 65_535
 
 
@@ -46,7 +47,7 @@ class PeerManifest:
 
     node_id: NodeId
     name: str
-    """1 to 64 characters."""
+    """1 to 64 printable characters; all text here is printable."""
     public_key: bytes
     """The current verify key, 32 bytes."""
     succession: tuple[Mapping[str, Any], ...]
@@ -176,8 +177,8 @@ def _from_json(value: Mapping[str, Any]) -> PeerManifest:
 
 def _text(most: int, least: int = 0) -> Callable[[str, Any], str]:
     def read(name: str, value: Any) -> str:
-        if not isinstance(value, str) or not least <= len(value) <= most:
-            raise ManifestError(f"manifest: {name} {short(value)} is not text of {least} to {most} characters")
+        if not isinstance(value, str) or not least <= len(value) <= most or not value.isprintable():
+            raise ManifestError(f"manifest: {name} {short(value)} is not {least} to {most} printable characters")
         return value
 
     return read
