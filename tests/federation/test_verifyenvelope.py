@@ -81,8 +81,10 @@ def test_exits_6_for_junk_and_for_endless_files(tmp_path):
     assert failure("/dev/zero") == (6, "not verified: too-large: 262145 bytes, at most 262144 are allowed")
 
 
-def test_exits_1_when_there_is_nothing_to_read(tmp_path):
-    """A missing file or a folder is no verdict about an envelope."""
+def test_exits_1_when_there_is_nothing_to_read(tmp_path, monkeypatch):
+    """A missing file, a folder or a closed standard input is no verdict about an envelope."""
+    monkeypatch.setattr(sys, "stdin", None)
+    assert failure("-") == (1, "cannot read standard input: it is closed")
     assert failure(str(tmp_path / "missing.json"))[0] == 1
     status, message = failure(str(tmp_path))
     assert (status, message) == (1, f"cannot read {tmp_path}: Is a directory")

@@ -58,6 +58,8 @@ def _read(name: str) -> bytes:
     """Return at most one byte more than an envelope may have, which is enough to refuse it."""
     try:
         if name == "-":
+            if sys.stdin is None:  # started with its standard input closed
+                raise fail("cannot read standard input: it is closed")
             return sys.stdin.buffer.read(MAX_ENVELOPE_JSON_BYTES + 1)
         with Path(name).open("rb") as file:
             return file.read(MAX_ENVELOPE_JSON_BYTES + 1)
