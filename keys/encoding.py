@@ -95,7 +95,7 @@ def parse_hex(text: object, *, size: int) -> bytes:
     if len(text) != 2 * size:
         raise EncodingError(f"{short(text)} has {len(text)} characters: expected {2 * size} hex digits")
     if _LOWER_HEX.fullmatch(text) is None:
-        raise EncodingError(f"{short(text)} is not lower-case hex: expected {2 * size} digits 0-9a-f")
+        raise EncodingError(f"{short(text)} is not lower-case hex: expected {2 * size} hex digits 0-9a-f")
     return bytes.fromhex(text)
 
 

@@ -196,8 +196,9 @@ def _read_chain(folder: Folder, name: str) -> Chain:
         if rfc8785.dumps(value) != content:
             raise ValueError("not canonical")
         return verify_chain(value)
-    except SuccessionError as error:
-        raise KeyFileError(f"{folder.path / entry} is damaged ({error}): restore it from a backup") from None
+    except SuccessionError:
+        # Its reason quotes the field at fault, and someone may have pasted a secret there.
+        raise KeyFileError(f"{folder.path / entry} is damaged (no valid succession): restore it from a backup") from None
     except (ValueError, RecursionError):
         raise KeyFileError(f"{folder.path / entry} is damaged (no canonical JSON): restore it from a backup") from None
 

@@ -66,8 +66,8 @@ def install(folder: Folder, name: str, files: Mapping[str, bytes], *, stamp: str
                     staged.create(REPLACE_MARK, b"", PRIVATE_MODE)
                 staged.sync()
             os.rename(UNFINISHED, committed, src_dir_fd=folder.descriptor, dst_dir_fd=folder.descriptor)
-        except OSError:
-            # A full disk: take away what was half written, it was nobody's identity yet.
+        except BaseException:
+            # A full disk, or Ctrl-C: take away what was half written, it was nobody's identity yet.
             with suppress(OSError):
                 _clear(folder)
             raise

@@ -196,7 +196,7 @@ def _moment(time_ms: int) -> datetime:
 
 
 def _require_database() -> None:
-    """Raise OperationalError when the SQLite file is missing, which connecting would make, empty."""
-    name = connection.settings_dict["NAME"]
-    if connection.vendor == "sqlite" and not connection.is_in_memory_db() and not Path(name).exists():  # type: ignore[attr-defined]
+    """Raise OperationalError when the SQLite file is missing: connecting would make an empty one."""
+    name = str(connection.settings_dict["NAME"])
+    if connection.vendor == "sqlite" and not name.startswith((":memory:", "file:")) and not Path(name).exists():
         raise OperationalError("no such table: the database does not exist")
