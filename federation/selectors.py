@@ -27,7 +27,8 @@ from django.db.models.functions import Length
 from federation import store
 from federation.models import KnowledgePacket, PurgedPacket, Refusal
 from federation.protocol.envelope import Envelope
-from federation.protocol.errors import PacketError
+from federation.protocol.errors import Code, PacketError
+from federation.protocol.events import FeedRow, StoredEnvelope
 from federation.protocol.packet import Packet, PacketId, parse_packet
 from keys.encoding import KeyFingerprint, NodeId
 from peers.models import Peer
@@ -61,20 +62,6 @@ class AmbiguousPacketError(PacketLookupError):
 
 class CursorError(PacketLookupError):
     pass
-
-
-@dataclass(frozen=True, slots=True)
-class FeedRow:
-    """What a link needs to know to decide about offering one packet; `size` counts canonical bytes."""
-
-    arrival: int
-    packet_id: PacketId
-    origin: NodeId
-    audience: str
-    created_at: int
-    size: int
-    received_from: NodeId | None
-    hidden: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,28 +151,55 @@ def head_arrival() -> int:
     return KnowledgePacket.objects.aggregate(head=Max("arrival"))["head"] or 0
 
 
-def load_envelopes(packet_ids: Sequence[bytes]) -> dict[bytes, Envelope]:
-    """Return the envelopes that may be offered: stored, not hidden, and still the bytes their id names."""
-    found: dict[bytes, Envelope] = {}
+def load_envelopes(packet_ids: Sequence[bytes]) -> dict[bytes, StoredEnvelope]:
+    """Return what may be offered of these: stored, not hidden, and still the bytes their id names."""
+    found: dict[bytes, StoredEnvelope] = {}
     for start in range(0, len(packet_ids), store.IDS_A_STATEMENT):
         part = list(packet_ids[start : start + store.IDS_A_STATEMENT])
         query = KnowledgePacket.objects.filter(hidden=False, packet_id__in=part).order_by()
-        columns = query.values_list("packet_id", "body", "signature", "timestamp", "key_fingerprint")
+        columns = query.values_list("packet_id", "body", "signature", "timestamp", "key_fingerprint", "origin", "audience")
         try:
             rows = list(columns)
         except _UNREADABLE:
             rows = [row for packet_id in part for row in _one(columns.filter(packet_id=packet_id))]
-        for row in rows:
-            envelope = _envelope(*row[1:])
-            if envelope is not None and sha256(envelope.body).digest() == bytes(row[0]):
-                found[bytes(row[0])] = envelope
+        for packet_id, body, signature, timestamp, key_fingerprint, origin, audience in rows:
+            stored = _stored_envelope(_envelope(body, signature, timestamp, key_fingerprint), origin, audience)
+            if stored is not None and sha256(stored.envelope.body).digest() == bytes(packet_id):
+                found[bytes(packet_id)] = stored
     return found
+
+
+def load_prefix(packet_ids: Sequence[bytes], max_bytes: int) -> list[tuple[bytes, StoredEnvelope | None]]:
+    """Return the longest prefix of these whose bodies fit `max_bytes`, at least one; None where nothing may be offered.
+
+    Sizes are read first, so that a batch of the largest packets takes no more memory than one message.
+    """
+    sizes: dict[bytes, int] = {}
+    for start in range(0, len(packet_ids), store.IDS_A_STATEMENT):
+        part = list(packet_ids[start : start + store.IDS_A_STATEMENT])
+        rows = KnowledgePacket.objects.filter(packet_id__in=part).order_by().values_list("packet_id", Length("body"))
+        sizes.update((bytes(packet_id), size or 0) for packet_id, size in rows)
+    total = 0
+    prefix: list[bytes] = []
+    for packet_id in packet_ids:
+        total += sizes.get(packet_id, 0)
+        if prefix and total > max_bytes:
+            break
+        prefix.append(packet_id)
+    found = load_envelopes(prefix)
+    return [(packet_id, found.get(packet_id)) for packet_id in prefix]
 
 
 def known_ids(packet_ids: Iterable[bytes]) -> set[bytes]:
     """Return those of the ids that must not be fetched: stored, hidden or purged."""
+    return set(known_codes(packet_ids))
+
+
+def known_codes(packet_ids: Iterable[bytes]) -> dict[bytes, Code]:
+    """Return what to answer for those of the ids that are known: `duplicate` when stored, `retracted` when purged."""
     asked = list(packet_ids)
-    return store.present_ids(store.PACKETS, asked) | store.present_ids(store.PURGED, asked)
+    purged = dict.fromkeys(store.present_ids(store.PURGED, asked), Code.RETRACTED)
+    return purged | dict.fromkeys(store.present_ids(store.PACKETS, asked), Code.DUPLICATE)
 
 
 def search_packets(filters: PacketFilters) -> Iterator[StoredPacket]:
@@ -227,7 +241,7 @@ def resolve_packet(text: str, *, heard_of: bool = False) -> PacketId:
         raise MalformedIdError(
             f"{text[:70]!r} is no packet id: 64 lower-case hex digits are expected, or the first {MIN_PREFIX_DIGITS} at least"
         )
-    span = (bytes.fromhex(text.ljust(64, "0")), bytes.fromhex(text.ljust(64, "f")))
+    span = packet_id_span(text)
     tables: list[type[Model]] = [KnowledgePacket, Refusal, PurgedPacket] if heard_of else [KnowledgePacket]
     found: set[bytes] = set()
     for table in tables:
@@ -239,6 +253,11 @@ def resolve_packet(text: str, *, heard_of: bool = False) -> PacketId:
         examples = ", ".join(packet_id.hex()[:16] for packet_id in sorted(found)[:3])
         raise AmbiguousPacketError(f"{text} fits several packets ({examples}…): give more digits")
     return PacketId(found.pop())
+
+
+def packet_id_span(prefix: str) -> tuple[bytes, bytes]:
+    """Return the lowest and the highest id that begin with these hex digits, both inclusive."""
+    return bytes.fromhex(prefix.ljust(64, "0")), bytes.fromhex(prefix.ljust(64, "f"))
 
 
 def why(packet_id: PacketId, *, table: TrustTable | None = None, peer: NodeId | None = None) -> WhyReport:
@@ -362,14 +381,14 @@ def _feed_row(row: tuple[Any, ...]) -> FeedRow:
             arrival,
             PacketId(bytes(packet_id)),
             NodeId(bytes.fromhex(origin)),
-            Audience(audience).value,
+            Audience(audience),
             int(created_at),
             size,
             NodeId(bytes.fromhex(received_from)) if received_from else None,
             bool(hidden),
         )
     except (TypeError, ValueError):
-        return FeedRow(arrival, PacketId(bytes(32)), NodeId(bytes(16)), Audience.PRIVATE.value, 0, 0, None, True)
+        return FeedRow(arrival, PacketId(bytes(32)), NodeId(bytes(16)), Audience.PRIVATE, 0, 0, None, True)
 
 
 def _envelope(body: Any, signature: Any, timestamp: Any, key_fingerprint: Any) -> Envelope | None:
@@ -379,3 +398,12 @@ def _envelope(body: Any, signature: Any, timestamp: Any, key_fingerprint: Any) -
         return None
     envelope = Envelope(bytes(body), bytes(signature), timestamp, KeyFingerprint(bytes(key_fingerprint)))
     return envelope if len(envelope.signature) == 64 and len(envelope.key_fingerprint) == 32 else None
+
+
+def _stored_envelope(envelope: Envelope | None, origin: Any, audience: Any) -> StoredEnvelope | None:
+    if envelope is None:
+        return None
+    try:
+        return StoredEnvelope(envelope, NodeId(bytes.fromhex(origin)), Audience(audience))
+    except (TypeError, ValueError):
+        return None

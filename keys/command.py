@@ -31,7 +31,7 @@ def fail(message: str, status: Exit = Exit.FAILED) -> CommandError:
 
 def printable(text: str) -> str:
     """Return `text` with control and format characters shown as escapes, safe for a terminal."""
-    return "".join(character if character.isprintable() or character == "\n" else ascii(character)[1:-1] for character in text)
+    return "".join(character if character.isprintable() or character in "\n\t" else ascii(character)[1:-1] for character in text)
 
 
 def escaped_json(text: str) -> str:
@@ -41,7 +41,7 @@ def escaped_json(text: str) -> str:
     """
     if text.isprintable():
         return text
-    return "".join(character if character.isprintable() or character == "\n" else json.dumps(character)[1:-1] for character in text)
+    return "".join(character if character.isprintable() or character in "\n\t" else json.dumps(character)[1:-1] for character in text)
 
 
 def json_text(value: Any) -> str:

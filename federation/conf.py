@@ -1,0 +1,93 @@
+"""Settings of the federation, read lazily and turned into values the core takes.
+
+Source: docs/architecture.md (table of settings), docs/protocol.md, section 8.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from functools import cache
+
+from django.conf import settings
+from django.core.exceptions import ImproperlyConfigured
+
+from federation.protocol.limits import Limits
+from federation.protocol.manifest import PeerManifest, SignedManifest, sign_manifest
+from keys.services import Identity
+
+VERSION = "0.1.0"
+
+
+@dataclass(frozen=True, slots=True)
+class Bind:
+    """A host and TCP port to listen on."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+@cache
+def limits() -> Limits:
+    """Return the limits, with `ARK_LIMIT_<NAME>` applied.
+
+    Raises:
+        ImproperlyConfigured: an unknown name, or a value that is not a positive number.
+    """
+    fields = {field.name: field for field in dataclasses.fields(Limits)}
+    changes: dict[str, int | float] = {}
+    for name, text in settings.ARK_LIMITS.items():
+        if name not in fields:
+            raise ImproperlyConfigured(f"ARK_LIMIT_{name.upper()} names no limit; known: {', '.join(sorted(fields)).upper()}")
+        kind = int if isinstance(fields[name].default, int) else float
+        try:
+            value = kind(text)
+        except ValueError:
+            value = kind(0)
+        if value <= 0:
+            raise ImproperlyConfigured(f"ARK_LIMIT_{name.upper()} must be a positive {kind.__name__}, not {text!r}")
+        changes[name] = value
+    return dataclasses.replace(Limits(), **changes)
+
+
+def http_bind() -> Bind:
+    return parse_bind("ARK_HTTP_BIND", settings.ARK_HTTP_BIND)
+
+
+def sync_bind() -> Bind:
+    return parse_bind("ARK_SYNC_BIND", settings.ARK_SYNC_BIND)
+
+
+def parse_bind(name: str, text: str) -> Bind:
+    """Return host and port of `host:port` or `[v6]:port`.
+
+    Raises:
+        ImproperlyConfigured: naming the setting.
+    """
+    host, colon, port = text.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    if not colon or not host or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65_536:
+        raise ImproperlyConfigured(f"{name} must be host:port, not {text!r}")
+    return Bind(host, int(port))
+
+
+def own_manifest(identity: Identity, *, issued_at: int) -> SignedManifest:
+    """Return what this node says of itself, signed."""
+    return sign_manifest(
+        identity.pair,
+        PeerManifest(
+            node_id=identity.node_id,
+            name=settings.ARK_NODE_NAME[:64] or identity.node_id.hex()[:8],
+            public_key=identity.pair.public,
+            succession=identity.succession,
+            network=settings.ARK_NETWORK,
+            issued_at=issued_at,
+            addresses=tuple(settings.ARK_ADVERTISE),
+            http_port=http_bind().port,
+            sync_port=sync_bind().port,
+            capabilities=tuple(settings.ARK_CAPABILITIES),
+            version=VERSION,
+            trust_tier=settings.ARK_DECLARED_TIER,
+        ),
+    )
