@@ -231,16 +231,21 @@ def transcript_hash(*messages: bytes) -> bytes:
 class ClientHandshake:
     """The dialler's side."""
 
-    def __init__(self, local: Local, suite: CipherSuite, seed: bytes, expected: NodeId | None) -> None:
+    def __init__(
+        self, local: Local, suite: CipherSuite, seed: bytes, expected: NodeId | None, known_key: bytes | None = None
+    ) -> None:
         """Prepare to dial.
 
         Args:
             seed: 32 fresh random bytes; never used again.
             expected: The node meant to answer, or None for whoever does.
+            known_key: The newest key known of that node, 32 bytes: it or a successor of it must sign. None accepts any key
+                whose succession names the node.
         """
         self._local = local
         self._suite = suite
         self._expected = expected
+        self._known_key = known_key
         self._state: ClientState = Starting(*suite.keypair(seed))
 
     @property
@@ -314,6 +319,8 @@ class ClientHandshake:
         )
         if self._expected is not None and peer.node_id != self._expected:
             raise HandshakeError(f"node {peer.node_id.hex()} answered, {self._expected.hex()} was dialled")
+        if self._known_key is not None and not peer.follows(self._known_key):
+            raise HandshakeError("the key shown is neither the known one nor its successor")
         return ServerProven(state.hello_client, state.hello_server, plaintext, Secured(peer, state.sealer, state.opener))
 
 

@@ -114,6 +114,13 @@ class SignedManifest:
     def key_fingerprint(self) -> KeyFingerprint:
         return fingerprint_of(self.manifest.public_key)
 
+    def follows(self, known_key: bytes) -> bool:
+        """Return True if the current key is `known_key` or its successor by the chain.
+
+        With the newest key known of a node, False shows a thief of an older one: its chain ends before the known key.
+        """
+        return known_key in self.chain.keys
+
 
 def signing_input(body: bytes) -> bytes:
     """Return the bytes that a manifest's signature covers."""

@@ -1,10 +1,13 @@
 """The handshake of two nodes: what each state takes, what is signed, and that every fault ends in silence."""
 
 import json
+import random
 from hashlib import sha256
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from federation.cipher import SodiumOpener, SodiumSuite
 from federation.protocol import handshake, messages
@@ -29,7 +32,7 @@ from federation.protocol.handshake import (
 from federation.protocol.messages import Auth, HelloClient, HelloServer, Message
 from keys.ed25519 import InvalidSignatureError, verify
 from tests.fakes import FakeSuite
-from tests.identities import make_local, make_manifest
+from tests.identities import make_local, make_manifest, make_pair, make_rotated_local
 from tests.protocol.build_vectors import (
     CLIENT_HEADER,
     CLIENT_NODE,
@@ -348,6 +351,34 @@ def test_a_dialler_shows_itself_to_nobody_else():
         client.auth()
 
 
+@pytest.mark.parametrize(
+    ("shown", "known", "taken"),
+    [(1, 1, True), (2, 1, True), (3, 1, True), (3, 3, True), (1, 2, False), (2, 3, False)],
+)
+def test_a_rotated_node_is_met_by_its_current_key_or_a_successor(shown, known, taken):
+    """Who was known by key N is taken with N or a later key; a thief of an older one with a shortened chain is not."""
+    listener = make_rotated_local(shown, first=SERVER_NODE)
+    known_key = make_rotated_local(known, first=SERVER_NODE).manifest.verify_key
+    client = ClientHandshake(CLIENT, FakeSuite(), CLIENT_SEED, SERVER.node_id, known_key)
+    hello_server, server_auth = ServerHandshake(listener, FakeSuite(), SERVER_SEED).receive(client.hello())
+    client.receive(hello_server)
+    if taken:
+        assert client.receive(server_auth) == PeerProven(listener.manifest)
+        return
+    with pytest.raises(HandshakeError, match="neither the known one nor its successor"):
+        client.receive(server_auth)
+    with pytest.raises(LocalProtocolError):
+        client.auth()
+
+
+def test_a_key_of_another_chain_is_no_successor():
+    client = ClientHandshake(CLIENT, FakeSuite(), CLIENT_SEED, None, make_pair(77).public)
+    hello_server, server_auth = ServerHandshake(SERVER, FakeSuite(), SERVER_SEED).receive(client.hello())
+    client.receive(hello_server)
+    with pytest.raises(HandshakeError, match="neither the known one nor its successor"):
+        client.receive(server_auth)
+
+
 @both_suites
 def test_our_own_node_is_refused_on_both_sides(suite):
     """A node that dials itself notices, whoever of the two looks first."""
@@ -420,3 +451,68 @@ def test_the_keys_seed_decides_everything_but_the_stream_header():
     first, second = run_handshake(*make_two(SodiumSuite())), run_handshake(*make_two(SodiumSuite()))
     assert first[:2] == second[:2]
     assert first[2:] != second[2:]
+
+
+# Junk.
+
+
+def mutated(rng, frame):
+    """Return the frame with one to three random edits, never unchanged."""
+    changed = bytearray(frame)
+    for _ in range(rng.randint(1, 3)):
+        at = rng.randrange(len(changed) + 1)
+        match rng.randrange(4):
+            case 0 if at < len(changed):
+                changed[at] ^= 1 << rng.randrange(8)
+            case 1:
+                del changed[at : at + rng.randint(1, 20)]
+            case 2:
+                changed[at:at] = rng.randbytes(rng.randint(1, 20))
+            case _:
+                changed[at:] = rng.randbytes(rng.randint(0, 60))
+    return bytes(changed) if changed != frame else mutated(rng, frame)
+
+
+@pytest.mark.parametrize("role", ["client", "server"])
+@pytest.mark.parametrize("sealed", [False, True], ids=["as a stranger", "inside the cipher"])
+def test_mutations_prove_nobody(role, sealed):
+    """A mutated Auth, also one sealed rightly, raises HandshakeError and nothing else; nobody gets secured."""
+    seed = 20_261_123
+    rng = random.Random(seed)
+    state, make = (AwaitingServerAuth, client_in) if role == "client" else (AwaitingClientAuth, server_in)
+    right = right_frames(role)[Auth]
+    for _ in range(500):
+        side, talker = make(state)
+        frame = talker.seal(mutated(rng, right)) if sealed else mutated(rng, talker.seal(right))
+        with pytest.raises(HandshakeError) as caught:
+            side.receive(frame)
+        assert caught.value.reason.isprintable(), f"seed {seed}"
+        assert side.state == Failed()
+
+
+def test_mutated_hellos_never_lead_to_a_proof():
+    """A mutated hello is refused, or answered in a way that the other side refuses."""
+    seed = 20_261_123
+    rng = random.Random(seed)
+    answered = 0
+    for _ in range(1_000):
+        client, server = make_two(SodiumSuite())
+        try:
+            hello_server, server_auth = server.receive(mutated(rng, client.hello()))
+        except HandshakeError:
+            continue
+        answered += 1
+        with pytest.raises(HandshakeError):
+            client.receive(hello_server)
+            client.receive(server_auth)
+    assert answered > 20, f"seed {seed}: the mutations test nothing"
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.sampled_from(WALK), st.binary(max_size=300))
+def test_junk_raises_nothing_else(where, data):
+    role, state, _ = where
+    side, _ = (client_in if role == "client" else server_in)(state)
+    with pytest.raises(HandshakeError):
+        side.receive(data)
+    assert side.state == Failed()

@@ -20,8 +20,8 @@ from federation.protocol.manifest import (
 )
 from keys.ed25519 import sign, verify
 from keys.encoding import node_id_of
-from keys.succession import Reason, first_statement, next_statement, verify_chain
-from tests.identities import ISSUED_AT, make_manifest, make_pair
+from keys.succession import Reason
+from tests.identities import make_manifest, make_pair, rotated
 
 PAIR = make_pair(1)
 MANIFEST = make_manifest(1)
@@ -44,18 +44,6 @@ def changed(**changes):
 
 def without(name):
     return {field: value for field, value in fields_of().items() if field != name}
-
-
-def rotated(count, *, first=1, reason=Reason.ROUTINE):
-    """Return the pairs and the chain, as JSON values, of a node whose key was replaced `count` - 1 times."""
-    pairs = [make_pair(first + 100 * number) for number in range(count + 1)]
-    entries = [first_statement(pairs[0], pairs[1].fingerprint, ISSUED_AT)]
-    for number in range(1, count):
-        previous = pairs[number - 1] if reason is Reason.ROUTINE else None
-        chain = verify_chain([entry.as_json() for entry in entries])
-        after = pairs[number + 1].fingerprint
-        entries.append(next_statement(chain, pairs[number], after, ISSUED_AT + number, reason, previous=previous))
-    return pairs, tuple(entry.as_json() for entry in entries)
 
 
 # What is read is what was said.
@@ -260,6 +248,7 @@ def test_a_rotated_node_keeps_its_id(reason):
     signed = parse_fields(fields_of() | {"succession": entries, "public_key": pairs[2].public.hex()}, pairs[2])
     assert signed.node_id == node_id_of(pairs[0].public)
     assert signed.chain.keys == tuple(pair.public for pair in pairs[:3])
+    assert [signed.follows(pair.public) for pair in pairs] == [True, True, True, False]
 
 
 def test_another_nodes_succession_is_refused():
