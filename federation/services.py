@@ -320,31 +320,32 @@ def _charge(rows: Iterable[store.PacketColumns]) -> None:
 
 
 def _columns(packet: Packet, envelope: Envelope, received_from: str, rule: str, received_at: int) -> store.PacketColumns:
+    # By position, which costs half as much as by name: this runs for every packet.
     return store.PacketColumns(
-        packet_id=packet.packet_id,
-        origin=packet.origin.hex(),
-        kind=packet.kind,
-        title=_column_text(packet.title or ""),
-        tags=_column_text(msgspec.json.encode(packet.tags).decode()) if packet.tags else "[]",
-        audience=packet.audience.value,
-        created_at=packet.created_at,
-        expires_at=packet.expires_at,
-        body=envelope.body,
-        signature=envelope.signature,
-        timestamp=envelope.timestamp,
-        key_fingerprint=envelope.key_fingerprint,
-        received_at=received_at,
-        received_from=received_from,
-        received_rule=rule,
+        packet.packet_id,
+        packet.origin.hex(),
+        packet.kind,
+        _column_text(packet.title) if packet.title else "",
+        msgspec.json.encode([_column_text(tag) for tag in packet.tags]).decode() if packet.tags else "[]",
+        packet.audience.value,
+        packet.created_at,
+        packet.expires_at,
+        envelope.body,
+        envelope.signature,
+        envelope.timestamp,
+        envelope.key_fingerprint,
+        received_at,
+        received_from,
+        rule,
     )
 
 
 def _column_text(text: str) -> str:
-    r"""Return text that every database takes: PostgreSQL's text and jsonb hold no NUL, raw or written as \u0000.
+    """Return text that every database takes: PostgreSQL's holds no NUL.
 
     Only columns for lists and filters pass here; the signed bytes keep what the author wrote.
     """
-    return text.replace("\0", "�").replace("\\u0000", "�")
+    return text.replace("\0", "\N{REPLACEMENT CHARACTER}")
 
 
 def _signed_batches(
