@@ -19,8 +19,9 @@ from django.db import connection
 
 from federation.models import KnowledgePacket
 from federation.protocol.itemset import ItemSet
+from federation.protocol.limits import MAX_SAFE_INTEGER
 from federation.protocol.negentropy import ID_BYTES
-from keys.encoding import NodeId
+from keys.encoding import EncodingError, NodeId, parse_node_id
 
 __all__ = ["IndexRow", "OriginIndex", "Snapshot", "read_item_sets"]
 
@@ -70,9 +71,9 @@ class OriginIndex:
         return self.load()
 
     def replace(self, snapshot: Snapshot) -> int:
-        """Take over the sets of a snapshot, which is used up by it; return its arrival number, from which on to apply the feed again.
+        """Take over the sets of a snapshot; return its arrival number, from which on the feed is to be applied.
 
-        Sets that links hold keep being held and change their content.
+        The snapshot is used up. Sets that links hold stay theirs and change their content.
         """
         for origin in self._sets.keys() | snapshot.sets.keys():
             self.items(origin).replace_with(snapshot.sets.get(origin, ItemSet()))
@@ -117,16 +118,16 @@ class _Columns:
 
 
 def read_item_sets() -> Snapshot:
-    """Return the item sets of all origins from one consistent read of the database, a million items in seconds."""
-    columns: dict[str, _Columns] = {}
+    """Return the item sets of all origins from one consistent read of the database, a million items in seconds.
+
+    A row that holds no packet id, origin or time as they are stored here is left out, so that it keeps nothing
+    else from being shared.
+    """
+    columns: dict[str | bytes, _Columns] = {}
     arrival = 0
     with connection.chunked_cursor() as cursor:
         # Plain SQL and packed columns: a million model instances would take a minute and a gigabyte.
-        cursor.execute(
-            f"SELECT origin, created_at, packet_id, arrival FROM {KnowledgePacket._meta.db_table}"  # noqa: S608, the model's own name
-            " WHERE audience IN (%s, %s) AND NOT hidden",
-            SHARED_AUDIENCES,
-        )
+        cursor.execute(_statement(connection.vendor), [*SHARED_AUDIENCES, False, ID_BYTES, MAX_SAFE_INTEGER])
         while rows := cursor.fetchmany(FETCHED_ROWS):
             for origin, created_at, packet_id, number in rows:
                 column = columns.get(origin)
@@ -137,7 +138,23 @@ def read_item_sets() -> Snapshot:
                 if number > arrival:
                     arrival = number
     sets = {}
-    while columns:  # one at a time, so that arrays and sets of all origins never lie here together
+    while columns:  # taken out one by one: rows and sets of all origins never lie here together
         origin, column = columns.popitem()
-        sets[NodeId(bytes.fromhex(origin))] = column.item_set()
+        try:
+            node_id = parse_node_id(origin.decode("ascii", "replace") if isinstance(origin, bytes) else origin)
+        except EncodingError:
+            continue
+        sets[node_id] = column.item_set()
     return Snapshot(sets, arrival)
+
+
+def _statement(vendor: str) -> str:
+    table = KnowledgePacket._meta.db_table
+    origin, typed = "origin", ""
+    if vendor == "sqlite":
+        # A column takes values of any type there, and text that is not UTF-8 would fail the whole read.
+        origin, typed = "CAST(origin AS BLOB)", " AND typeof(created_at) = 'integer' AND typeof(packet_id) = 'blob'"
+    return (
+        f"SELECT {origin}, created_at, packet_id, arrival FROM {table}"  # noqa: S608, names of the model's own
+        " WHERE audience IN (%s, %s) AND hidden = %s AND length(packet_id) = %s AND created_at BETWEEN 0 AND %s" + typed
+    )

@@ -241,8 +241,9 @@ class _Splitter:
             size, larger = divmod(count, BUCKETS)
             return [part * size + min(part, larger) for part in range(1, BUCKETS)]
         self._state = (self._state + 0x9E3779B97F4A7C15) % 2**64
-        shift = BUCKETS - 1 + (_mixed(self._state) * (count - (BUCKETS - 1)) >> 64)
-        return [(part * count + shift) // (BUCKETS - 1) for part in range(BUCKETS - 1)]
+        # There are count - 1 places between items; all of them are equally likely to be cut.
+        shift = _mixed(self._state) * (count - 1) >> 64
+        return [1 + (part * (count - 1) + shift) // (BUCKETS - 1) for part in range(BUCKETS - 1)]
 
 
 def _mixed(state: int) -> int:
