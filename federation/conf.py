@@ -6,6 +6,7 @@ Source: docs/architecture.md (table of settings), docs/protocol.md, section 8.
 import dataclasses
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
@@ -36,7 +37,7 @@ def limits() -> Limits:
         ImproperlyConfigured: an unknown name, or a value that is not a positive number.
     """
     fields = {field.name: field for field in dataclasses.fields(Limits)}
-    changes: dict[str, int | float] = {}
+    changes: dict[str, Any] = {}
     for name, text in settings.ARK_LIMITS.items():
         if name not in fields:
             raise ImproperlyConfigured(f"ARK_LIMIT_{name.upper()} names no limit; known: {', '.join(sorted(fields)).upper()}")

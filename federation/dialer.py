@@ -124,6 +124,7 @@ class Dialer:
         self._static = {url: _Target(urls=(url,), expected=None) for url in static}
         self._static_peers: dict[str, NodeId] = {}
         self._wake = asyncio.Event()
+        self._chance = random.SystemRandom().random
 
     def sign_of_life(self, peer: NodeId) -> None:
         """A peer was heard: dial it without waiting for its back-off."""
@@ -242,7 +243,7 @@ class Dialer:
                 return problem
             if target.expected is not None:
                 await self._note_failure(target.expected, url, problem)
-        target.backoff = target.backoff.after_failure(now=asyncio.get_running_loop().time(), jitter=random.random())
+        target.backoff = target.backoff.after_failure(now=asyncio.get_running_loop().time(), jitter=self._chance())
         return problem
 
     async def _connect(self, target: _Target, url: str) -> EndLink | None:
@@ -265,11 +266,11 @@ class Dialer:
                 target.backoff = Backoff(target.backoff.failures, now + DUPLICATE_PAUSE_S)
             case Goodbye.BYE:
                 # What may be done here changed: the new link says so.
-                target.backoff = Backoff(target.backoff.failures, now + BYE_PAUSE_S * random.random())
+                target.backoff = Backoff(target.backoff.failures, now + BYE_PAUSE_S * self._chance())
             case Goodbye.PENDING:
-                target.backoff = target.backoff.after_pending(now=now, jitter=random.random())
+                target.backoff = target.backoff.after_pending(now=now, jitter=self._chance())
             case _:
-                target.backoff = target.backoff.after_failure(now=now, jitter=random.random())
+                target.backoff = target.backoff.after_failure(now=now, jitter=self._chance())
 
     async def _note_failure(self, peer: NodeId, url: str, problem: str) -> None:
         await self._node.database.write(note_dial_failure, node_id=peer, url=url, error=problem, now=datetime.now(UTC))

@@ -13,6 +13,7 @@ from federation import selectors
 from federation.database import Database
 from federation.index import OriginIndex, read_item_sets
 from federation.protocol.events import FeedRow, StoredEnvelope
+from federation.protocol.packet import PacketId
 
 ROWS = 4_096  # newest rows kept; 0.5 KiB each
 BODIES_BYTES = 8 * 1024 * 1024  # newest bodies kept
@@ -78,7 +79,7 @@ class Feed:
                 high = middle
         return low
 
-    async def load_envelopes(self, ids: Sequence[bytes], max_bytes: int) -> list[tuple[bytes, StoredEnvelope | None]]:
+    async def load_envelopes(self, ids: Sequence[PacketId], max_bytes: int) -> list[tuple[PacketId, StoredEnvelope | None]]:
         """Return a prefix of `ids` whose bodies fit `max_bytes` (at least one); None where nothing may be offered."""
         cached = [self.bodies.get(packet_id) for packet_id in ids]
         if all(stored is not None for stored in cached):
@@ -86,7 +87,7 @@ class Feed:
         else:
             return await self._database.read(selectors.load_prefix, ids, max_bytes)
         size = 0
-        prefix: list[tuple[bytes, StoredEnvelope | None]] = []
+        prefix: list[tuple[PacketId, StoredEnvelope | None]] = []
         for packet_id, body in found:
             size += 0 if body is None else len(body.envelope.body)
             if prefix and size > max_bytes:

@@ -24,7 +24,7 @@ from federation.protocol.envelope import Envelope
 from federation.protocol.errors import Code
 from federation.protocol.events import Judgement, StoredEnvelope
 from federation.protocol.limits import CLOCK_SKEW_MS, Limits
-from federation.protocol.packet import packet_id_of
+from federation.protocol.packet import PacketId, packet_id_of
 from federation.services import Quota, Received
 from federation.verifier import VerifierPool
 from keys.encoding import NodeId
@@ -75,8 +75,8 @@ class Ingest:
             table=self._table(),
             link_peer=peer,
             now_ms=now_ms,
-            known={packet_id for packet_id, code in known.items() if code is Code.DUPLICATE},
-            erased={packet_id: code for packet_id, code in known.items() if code is not Code.DUPLICATE},
+            known={PacketId(packet_id) for packet_id, code in known.items() if code is Code.DUPLICATE},
+            erased={PacketId(packet_id): code for packet_id, code in known.items() if code is not Code.DUPLICATE},
             quota=self._room,
         )
         judgements = await self._settle(peer, outcomes, now_ms)

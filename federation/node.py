@@ -203,7 +203,7 @@ class FederationNode:
             catalogue=self,
             fetches=self.fetches,
             refusals=self._refusals_of,
-            chance=random.random,
+            chance=random.SystemRandom().random,
             now=asyncio.get_running_loop().time(),
         )
         driver = LinkDriver(session, transport, self, address=address, host=host)
@@ -325,18 +325,12 @@ class FederationNode:
         return LinkAllowed(self.table)
 
     async def _note(self, signed: SignedManifest, *, dialled: str | None, heard_at: str | None) -> None:
-        manifest = signed.manifest
         await self.database.write(
             note_contact,
             node_id=signed.node_id,
             chain=signed.chain.keys,
-            declared=Declared(
-                name=manifest.name,
-                tier=manifest.trust_tier or "",
-                capabilities=manifest.capabilities,
-                version=manifest.version or "",
-            ),
-            manifest=ManifestRecord(signed.body, signed.signature, manifest.issued_at),
+            declared=declared_of(signed),
+            manifest=record_of(signed),
             now=_now(),
             dialled=dialled,
             heard_at=heard_at,
@@ -468,6 +462,21 @@ def load_node() -> FederationNode:
     return FederationNode(load_identity())
 
 
+def declared_of(signed: SignedManifest) -> Declared:
+    """Return what a peer says of itself, as the registry shows it."""
+    manifest = signed.manifest
+    return Declared(
+        name=manifest.name,
+        tier=manifest.trust_tier or "",
+        capabilities=manifest.capabilities,
+        version=manifest.version or "",
+    )
+
+
+def record_of(signed: SignedManifest) -> ManifestRecord:
+    return ManifestRecord(signed.body, signed.signature, signed.manifest.issued_at)
+
+
 def describe(driver: LinkDriver) -> Mapping[str, Any]:
     """Return what federationstatus shows of a link."""
     session = driver.session
@@ -509,7 +518,7 @@ def _stored_manifest(origin: NodeId) -> SignedManifest | None:
     if row is None:
         return None
     try:
-        return parse_manifest(bytes(row[0]), bytes(row[1]))
+        return parse_manifest(bytes(row[0] or b""), bytes(row[1] or b""))
     except ManifestError:
         return None
 

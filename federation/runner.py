@@ -13,12 +13,12 @@ import signal
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, cast
 
 from channels.routing import get_default_application
 from django.conf import settings
 from django.db import DatabaseError
-from twisted.internet import reactor
+from twisted.internet import reactor as twisted_reactor
 
 from federation import claims, requests, state
 from federation.conf import http_bind, limits, sync_bind
@@ -32,6 +32,9 @@ from federation.server import Server
 from keys.encoding import NodeId
 
 logger = logging.getLogger(__name__)
+
+# Twisted declares its reactor as an interface that names few of its methods.
+reactor = cast(Any, twisted_reactor)
 
 DRAIN_S = 2.6  # a drain that takes longer is cut off: SIGTERM promises an end within three seconds
 HEARTBEAT_S = 5.0
@@ -57,7 +60,7 @@ class FederationRunner:
         self._node = node
         self._parts = parts
         self._started = started
-        self._loop: asyncio.AbstractEventLoop = reactor._asyncioEventloop  # type: ignore[attr-defined]
+        self._loop: asyncio.AbstractEventLoop = reactor._asyncioEventloop
         self._server: Server | None = None
         self._dialer: Dialer | None = None
         self._discovery: Discovery | None = None
@@ -85,8 +88,8 @@ class FederationRunner:
                 self._loop.run_until_complete(self._node.stop())
                 raise self._server.failure
         else:
-            reactor.callWhenRunning(self._begin)  # type: ignore[attr-defined]
-            reactor.run(installSignalHandlers=False)  # type: ignore[attr-defined]
+            reactor.callWhenRunning(self._begin)
+            reactor.run(installSignalHandlers=False)
 
     # --- up ---
 
@@ -203,7 +206,7 @@ class FederationRunner:
                 logger.warning("the end of this run could not be recorded: %s", error)
             await self._node.stop()
         finally:
-            reactor.stop()  # type: ignore[attr-defined]
+            reactor.stop()
 
     def _cut_off(self) -> None:
         logger.error("stopping took more than %.1f s and was cut off; nothing acknowledged is lost", DRAIN_S)

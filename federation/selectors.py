@@ -169,7 +169,7 @@ def load_envelopes(packet_ids: Sequence[bytes]) -> dict[bytes, StoredEnvelope]:
     return found
 
 
-def load_prefix(packet_ids: Sequence[bytes], max_bytes: int) -> list[tuple[bytes, StoredEnvelope | None]]:
+def load_prefix(packet_ids: Sequence[PacketId], max_bytes: int) -> list[tuple[PacketId, StoredEnvelope | None]]:
     """Return the longest prefix of these whose bodies fit `max_bytes`, at least one; None where nothing may be offered.
 
     Sizes are read first, so that a batch of the largest packets takes no more memory than one message.
@@ -180,7 +180,7 @@ def load_prefix(packet_ids: Sequence[bytes], max_bytes: int) -> list[tuple[bytes
         rows = KnowledgePacket.objects.filter(packet_id__in=part).order_by().values_list("packet_id", Length("body"))
         sizes.update((bytes(packet_id), size or 0) for packet_id, size in rows)
     total = 0
-    prefix: list[bytes] = []
+    prefix: list[PacketId] = []
     for packet_id in packet_ids:
         total += sizes.get(packet_id, 0)
         if prefix and total > max_bytes:

@@ -75,7 +75,8 @@ class Server(DaphneServer):  # type: ignore[misc]
 
     def kill_all_applications(self) -> Any:
         # The stock method looks up an application even for connections that have none and fails on them.
-        self.connections = {protocol: held for protocol, held in self.connections.items() if "application_instance" in held}
+        with_application = {protocol: held for protocol, held in self.connections.items() if "application_instance" in held}
+        self.connections: dict[Any, Any] = with_application
         return super().kill_all_applications()
 
     def stop_listening(self) -> None:

@@ -52,9 +52,8 @@ class Command(ArkCommand):
 
     def _tell(self, document: dict[str, Any], names: dict[str, str]) -> None:
         running = f"running (pid {document['pid']})" if document["running"] else "not running"
-        self.say(
-            f"{document['name']} {document['node_id'][:8]}: {running}, {document['packets']} packets, {len(document['links'])} links"
-        )
+        counted = f"{document['packets']} packets, {len(document['links'])} links"
+        self.say(f"{document['name']} {document['node_id'][:8]}: {running}, {counted}")
         if document["detail"].get("acceptance_stopped"):
             self.say(f"  packets are declined: {document['detail']['acceptance_stopped']}")
         for link in document["links"]:
