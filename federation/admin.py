@@ -179,7 +179,7 @@ class KnowledgePacketAdmin(PacketIdSearchAdmin):
         return rows[0] if rows else None
 
     def get_readonly_fields(self, request: HttpRequest, obj: Model | None = None) -> list[str]:
-        return [name for _, options in self.fieldsets for name in options["fields"]]
+        return [name for _, options in self.fieldsets for name in options["fields"] if isinstance(name, str)]
 
     def has_hide_permission(self, request: HttpRequest) -> bool:
         return request.user.has_perm("federation.change_knowledgepacket")

@@ -387,7 +387,8 @@ def _build(node_id: NodeId, draft: Draft, created_at: int) -> Packet:
         created_at=created_at,
         title=draft.title,
         tags=draft.tags,
-        audience=draft.audience,
+        # The default is left out, as in any packet that does not name its audience.
+        audience=None if draft.audience is Audience.CORE else draft.audience,
         source=draft.source,
         confidence=draft.confidence,
         depends_on=draft.depends_on,
