@@ -13,6 +13,7 @@ from django.core.exceptions import ImproperlyConfigured
 
 from federation.protocol.limits import Limits
 from federation.protocol.manifest import PeerManifest, SignedManifest, sign_manifest
+from federation.protocol.messages import MIN_WINDOW_BYTES, MIN_WINDOW_PACKETS
 from keys.services import Identity
 
 VERSION = "0.1.0"
@@ -49,7 +50,11 @@ def limits() -> Limits:
         if value <= 0:
             raise ImproperlyConfigured(f"ARK_LIMIT_{name.upper()} must be a positive {kind.__name__}, not {text!r}")
         changes[name] = value
-    return dataclasses.replace(Limits(), **changes)
+    chosen = dataclasses.replace(Limits(), **changes)
+    if chosen.window_packets < MIN_WINDOW_PACKETS or chosen.window_bytes < MIN_WINDOW_BYTES:
+        # Peers refuse a Welcome below this: one full batch has to fit.
+        raise ImproperlyConfigured(f"ARK_LIMIT_WINDOW_… must be at least {MIN_WINDOW_PACKETS} packets and {MIN_WINDOW_BYTES} bytes")
+    return chosen
 
 
 def http_bind() -> Bind:
@@ -73,13 +78,19 @@ def parse_bind(name: str, text: str) -> Bind:
     return Bind(host, int(port))
 
 
+def declared_name(identity: Identity) -> str:
+    """Return what this node calls itself: ARK_NODE_NAME as far as a manifest can carry it."""
+    name = "".join(character for character in settings.ARK_NODE_NAME if character.isprintable()).strip()
+    return name[:64] or identity.node_id.hex()[:8]
+
+
 def own_manifest(identity: Identity, *, issued_at: int) -> SignedManifest:
     """Return what this node says of itself, signed."""
     return sign_manifest(
         identity.pair,
         PeerManifest(
             node_id=identity.node_id,
-            name=settings.ARK_NODE_NAME[:64] or identity.node_id.hex()[:8],
+            name=declared_name(identity),
             public_key=identity.pair.public,
             succession=identity.succession,
             network=settings.ARK_NETWORK,
