@@ -42,6 +42,8 @@ from peers.trust import Tier
 
 # Without a beacon or a frame for this long a peer is stale.
 STALE_AFTER = timedelta(minutes=5)
+# An unfamiliar key that a beacon claimed for a known peer is shown at least this long before another takes its place.
+CLAIM_STANDS = timedelta(minutes=1)
 
 MAX_NAME_CHARS = 64
 MAX_TIER_CHARS = 16
@@ -145,8 +147,8 @@ def note_beacon(
     if key is not None and key.status in (PeerKey.Status.RETIRED, PeerKey.Status.REVOKED):
         return BeaconNote.IGNORED
     if not _is_familiar(peer, public_key, key):
-        if key is None:
-            # One place for such keys: who beacons under ever new ones only replaces the last of them.
+        # One place for such keys, taken anew once a minute: ever new ones cost their sender more than this node.
+        if key is None and not peer.keys.filter(source=CLAIM, added_at__gt=now - CLAIM_STANDS).exists():
             drop_keys(peer.keys.filter(source=CLAIM))
             hold_unconfirmed(peer, public_key, source=CLAIM, now=now)
         return BeaconNote.UNCONFIRMED
