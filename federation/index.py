@@ -80,9 +80,12 @@ class OriginIndex:
         return snapshot.arrival
 
     def apply(self, rows: Iterable[IndexRow]) -> None:
-        """Make the index agree with these stored packets: put in what may be offered, take out what may not."""
+        """Make the index agree with these stored packets: put in what may be offered, take out what may not.
+
+        A row that holds no packet id or time as they are stored here is left out, as `read_item_sets` does.
+        """
         for row in rows:
-            if row.audience in SHARED_AUDIENCES and not row.hidden:
+            if _may_be_offered(row):
                 self.items(row.origin).add(row.created_at // 1000, bytes(row.packet_id))
             else:
                 self.remove([row])
@@ -101,6 +104,11 @@ class OriginIndex:
         """Return number and 16-byte fingerprint of an origin's items, as Interest and Scope carry them."""
         items = self._sets.get(origin) or ItemSet()
         return len(items), items.fingerprint()
+
+
+def _may_be_offered(row: IndexRow) -> bool:
+    shared = row.audience in SHARED_AUDIENCES and not row.hidden
+    return shared and len(row.packet_id) == ID_BYTES and 0 <= row.created_at <= MAX_SAFE_INTEGER
 
 
 class _Columns:

@@ -1,7 +1,7 @@
 """The index: one set an origin, equal to what the database holds and may be offered."""
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 from django.db import connection
@@ -182,6 +182,16 @@ class TestFeed:
         index.apply([row(1)])
         assert list(index.items(ORIGIN)) == expected(row(1), row(2))
         assert list(index.items(OTHER)) == expected(row(3))
+
+    @pytest.mark.parametrize(
+        "fields", [{"created_at": -1}, {"created_at": MAX_SAFE_INTEGER + 1}, {"packet_id": bytes(31)}, {"packet_id": bytes(33)}]
+    )
+    def test_a_poisoned_row_stops_no_other(self, fields):
+        """A time or an id that no packet has is left out; the rows behind it are applied."""
+        index = OriginIndex()
+        index.apply([row(1), replace(row(2), **fields), row(3)])
+        index.remove([replace(row(2), **fields)])
+        assert list(index.items(ORIGIN)) == expected(row(1), row(3))
 
     def test_removing(self):
         """Rows in the index leave it; rows it never had, and of origins it does not know, are passed over."""
