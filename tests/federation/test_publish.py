@@ -27,9 +27,11 @@ def publish(*drafts, clock=lambda: NOW_MS, **options):
 
 
 def contents():
-    return [
-        json.loads(bytes(body))["content"] for body in KnowledgePacket.objects.order_by("arrival").values_list("body", flat=True)
-    ]
+    return [json.loads(bytes(row.body))["content"] for row in KnowledgePacket.objects.order_by("arrival")]
+
+
+def stored_ids():
+    return [bytes(row.packet_id).hex() for row in KnowledgePacket.objects.order_by("arrival")]
 
 
 # The service
@@ -127,10 +129,10 @@ def identity(keys_dir):
 
 
 @pytest.fixture
-def run(identity, capsys):
+def run(identity):
     """Run publish; returns what it printed, as JSON under `--json`."""
 
-    def run(*arguments, stdin=None, monkeypatch=None):
+    def run(*arguments):
         out = io.StringIO()
         call_command("publish", *map(str, arguments), stdout=out, stderr=io.StringIO())
         return json.loads(out.getvalue()) if "--json" in arguments else out.getvalue()
@@ -313,9 +315,7 @@ def test_each_line_is_one_packet_in_order_and_blank_lines_are_passed_over(run, l
     path = lines('{"n": 1}', "", "  \r", '"two"', "3", "[4]\r", "null", "")
     ids = run(path, "--ndjson", "--json", "--tag", "t")["ids"]
     assert contents() == [{"n": 1}, "two", 3, [4], None]
-    assert ids == [
-        bytes(packet_id).hex() for packet_id in KnowledgePacket.objects.order_by("arrival").values_list("packet_id", flat=True)
-    ]
+    assert ids == stored_ids()
     assert all(tags == ["t"] for tags in KnowledgePacket.objects.values_list("tags", flat=True))
 
 
@@ -329,9 +329,10 @@ def test_no_lines_are_no_packets(run, lines):
     assert run(lines(""), "--ndjson", "--json") == {"ids": []}
 
 
-@pytest.mark.parametrize(
-    "bad", ["{bad", '{"a":1,"a":1}', "9007199254740992", '"' + "x" * 70_000 + '"', b'"\xff"', "x" * 600_000, "1 2"]
-)
+BAD_LINES = ["{bad", '{"a":1,"a":1}', "9007199254740992", '"' + "x" * 70_000 + '"', b'"\xff"', "x" * 600_000, "1 2"]
+
+
+@pytest.mark.parametrize("bad", BAD_LINES, ids=range(len(BAD_LINES)))
 def test_a_bad_line_is_named_and_the_good_ones_before_it_stay_published(run, lines, bad):
     path = lines("1", "", "2", bad, "5")
     status, message = refused(run, path, "--ndjson")
