@@ -51,7 +51,8 @@ PACKET_CHOICES = [
 
 
 class TierForm(forms.Form):
-    tier = forms.ChoiceField(choices=TIER_CHOICES)
+    # No tier is chosen beforehand: a list would offer CORE first, and one click would be enough.
+    tier = forms.ChoiceField(choices=TIER_CHOICES, widget=forms.RadioSelect)
     reason = forms.CharField(max_length=MAX_REASON_CHARS, required=False, help_text="For the record of decisions.")
     packets = forms.ChoiceField(
         choices=PACKET_CHOICES,
@@ -206,7 +207,7 @@ class PeerAdmin(admin.ModelAdmin):
     def tier_view(self, request: HttpRequest) -> HttpResponse:
         """Ask for the tier, the reason and what becomes of the packets; then decide about each chosen peer."""
         peers = self._chosen(request)
-        form = TierForm(request.POST or None)
+        form = TierForm(request.POST if request.method == "POST" else None)
         if request.method == "POST" and form.is_valid():
             for peer in peers:
                 self._decide_tier(request, peer, form.cleaned_data)
@@ -216,7 +217,7 @@ class PeerAdmin(admin.ModelAdmin):
     def remove_view(self, request: HttpRequest) -> HttpResponse:
         """Ask once more and for the reason; then remove each chosen peer."""
         peers = self._chosen(request)
-        form = RemoveForm(request.POST or None)
+        form = RemoveForm(request.POST if request.method == "POST" else None)
         if request.method == "POST" and form.is_valid():
             for peer in peers:
                 remove_peer(peer=peer, actor=request.user.get_username(), door=DOOR, reason=form.cleaned_data["reason"])
