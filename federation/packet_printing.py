@@ -19,8 +19,8 @@ SHORT_NODE = 8
 
 
 def one_line(text: str) -> str:
-    """Return `text` for a cell of a table: nothing in it moves the cursor or starts a line."""
-    return printable(text).replace("\n", "\\n")
+    """Return `text` for a cell of a table: nothing in it moves the cursor, starts a line or ends the cell."""
+    return printable(text).replace("\n", "\\n").replace("\t", "\\t")
 
 
 def utc(milliseconds: int) -> str:
