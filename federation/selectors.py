@@ -20,7 +20,7 @@ from datetime import datetime
 from hashlib import sha256
 from typing import Any
 
-from django.db import DatabaseError
+from django.db import DataError, OperationalError
 from django.db.models import Max, Model, QuerySet
 from django.db.models.functions import Length
 
@@ -40,8 +40,9 @@ ROWS_A_CHUNK = 256
 # Refusals shown of one packet; a packet offered by more peers than this is explained well enough.
 MAX_REFUSALS_SHOWN = 100
 
-# What reading a damaged row may raise: a column that cannot be decoded, or a value of the wrong type.
-_UNREADABLE = (DatabaseError, ValueError, TypeError, OverflowError)
+# What turning a damaged row into Python values may raise; sqlite3 has no class of its own for text that is no UTF-8.
+_BAD_VALUE = (DataError, ValueError, TypeError, OverflowError)
+_SQLITE_BAD_TEXT = "Could not decode to UTF-8"
 
 
 class PacketLookupError(Exception):
@@ -138,9 +139,8 @@ def feed_after(arrival: int, limit: int) -> list[FeedRow]:
     columns = ("arrival", "packet_id", "origin", "audience", "created_at", "size", "received_from", "hidden")
     later = KnowledgePacket.objects.filter(arrival__gt=arrival).order_by("arrival")
     query = later.annotate(size=Length("body")).values_list(*columns)
-    try:
-        rows = list(query[:limit])
-    except _UNREADABLE:
+    rows = _all_or_none(query[:limit])
+    if rows is None:
         numbers = later.values_list("arrival", flat=True)[:limit]
         rows = [(_one(query.filter(arrival=number)) or [(number, *[None] * 7)])[0] for number in list(numbers)]
     return [_feed_row(row) for row in rows]
@@ -158,9 +158,8 @@ def load_envelopes(packet_ids: Sequence[bytes]) -> dict[bytes, StoredEnvelope]:
         part = list(packet_ids[start : start + store.IDS_A_STATEMENT])
         query = KnowledgePacket.objects.filter(hidden=False, packet_id__in=part).order_by()
         columns = query.values_list("packet_id", "body", "signature", "timestamp", "key_fingerprint", "origin", "audience")
-        try:
-            rows = list(columns)
-        except _UNREADABLE:
+        rows = _all_or_none(columns)
+        if rows is None:
             rows = [row for packet_id in part for row in _one(columns.filter(packet_id=packet_id))]
         for packet_id, body, signature, timestamp, key_fingerprint, origin, audience in rows:
             stored = _stored_envelope(_envelope(body, signature, timestamp, key_fingerprint), origin, audience)
@@ -285,14 +284,13 @@ def operator_names() -> dict[str, str]:
 
 def load_rows(query: QuerySet[KnowledgePacket]) -> list[KnowledgePacket]:
     """Evaluate a query; rows that cannot be loaded come as empty ones with their arrival number alone."""
-    try:
-        return list(query)
-    except _UNREADABLE:
-        rows = []
-        for arrival in list(query.values_list("arrival", flat=True)):
-            loaded = _one(KnowledgePacket.objects.filter(arrival=arrival))
-            rows.append(loaded[0] if loaded else KnowledgePacket(arrival=arrival))
-        return rows
+    rows = _all_or_none(query)
+    if rows is None:
+        numbers = list(query.values_list("arrival", flat=True))
+        rows = [
+            (_one(KnowledgePacket.objects.filter(arrival=number)) or [KnowledgePacket(arrival=number)])[0] for number in numbers
+        ]
+    return rows
 
 
 def read_row(row: KnowledgePacket) -> StoredPacket:
@@ -366,12 +364,24 @@ def _arrival_of(cursor: str) -> int:
     return int(cursor[1:], 16)
 
 
+def _all_or_none(query: QuerySet[Any]) -> list[Any] | None:
+    """Evaluate a query, or return None when a row among its rows cannot be read; faults of the database are raised.
+
+    They must not pass for damage: a row that a lost connection hid would be passed over for good.
+    """
+    try:
+        return list(query)
+    except _BAD_VALUE:
+        return None
+    except OperationalError as error:
+        if _SQLITE_BAD_TEXT in str(error):
+            return None
+        raise
+
+
 def _one(query: QuerySet[Any]) -> list[Any]:
     """Evaluate a query for one row; nothing when it cannot be read."""
-    try:
-        return list(query[:1])
-    except _UNREADABLE:
-        return []
+    return _all_or_none(query[:1]) or []
 
 
 def _feed_row(row: tuple[Any, ...]) -> FeedRow:

@@ -5,6 +5,7 @@ import hashlib
 
 import pytest
 from django.db import OperationalError, connection, transaction
+from django.db.models import QuerySet
 
 from federation import selectors, services, store
 from federation.models import KnowledgePacket, OriginUsage, PeerCounter, PurgedPacket, Refusal
@@ -343,6 +344,24 @@ def test_a_damaged_row_never_stops_the_others(damaged):
     assert {row.packet_id for row in feed if not row.hidden} >= sound
     assert set(selectors.load_envelopes(damaged)) >= sound
     assert [row.as_json()["id"] for row in listed if not row.damage]
+
+
+def test_a_fault_of_the_database_never_passes_for_damage(monkeypatch):
+    """Who follows the feed must hear of a lost connection; a packet taken for damaged would be passed over for good."""
+
+    def lost(query):
+        raise OperationalError("server closed the connection unexpectedly")
+
+    put(make_received(1))
+    monkeypatch.setattr(QuerySet, "__iter__", lost)
+    readers = [
+        lambda: selectors.feed_after(0, 10),
+        lambda: selectors.load_envelopes([bytes(32)]),
+        lambda: list(selectors.search_packets(PacketFilters())),
+    ]
+    for read in readers:
+        with pytest.raises(OperationalError, match="server closed"):
+            read()
 
 
 def test_bytes_that_are_not_those_of_the_id_are_shown_as_damaged_and_never_offered():
