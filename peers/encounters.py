@@ -34,6 +34,7 @@ from peers.records import (
     forget_peers,
     hold_unconfirmed,
     is_mere_claim,
+    lock_registry,
     note_address,
     peer_key_of,
     prove_address,
@@ -128,6 +129,7 @@ def note_beacon(
         timestamp_ms: Inside the beacon; only one newer than the last believed changes anything.
         url: Built with `sync_url` from the *source address* of the datagram.
     """
+    lock_registry()
     peer = Peer.objects.select_for_update().filter(node_id=node_id.hex()).first()
     key = peer_key_of(public_key)
     if key is not None and key.peer.node_id != node_id.hex():
@@ -187,6 +189,7 @@ def note_contact(
     A key not held for this peer is recorded unconfirmed and replaces none. An imported bare key that the
     chain contains brings what the operator decided about it along: the rows merge (docs/protocol.md, section 1).
     """
+    lock_registry()
     by_operator = found_by in (Peer.FoundBy.OPERATOR, Peer.FoundBy.STATIC)
     peer = _merged(node_id, chain, now) or Peer.objects.select_for_update().filter(node_id=node_id.hex()).first()
     met = peer is None
@@ -237,6 +240,7 @@ def forget_stale(*, now: datetime, live: Iterable[NodeId] = ()) -> int:
     Args:
         live: Peers with a link now, which are not stale whatever their row says.
     """
+    lock_registry()
     stale = _strangers().filter(found_by=Peer.FoundBy.BEACON, manifest__isnull=True, last_seen__lt=now - STALE_AFTER)
     known_better = Q(keys__in=PeerKey.objects.exclude(source__in=(BEACON, CLAIM))) | Q(addresses__proven_at__isnull=False)
     return forget_peers(stale.exclude(known_better).exclude(node_id__in=[node_id.hex() for node_id in live]))

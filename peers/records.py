@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from datetime import datetime
 
+from django.db import connection
 from django.db.models import F, Q, QuerySet
 
 from keys.encoding import fingerprint_of, node_id_of
@@ -15,10 +16,24 @@ MAX_CANDIDATES = 4
 # Keys of one peer that nobody vouched for; the oldest gives way.
 MAX_UNCONFIRMED_KEYS = 4
 
+# Key of the advisory lock that PostgreSQL's writers of new peers share: "ark peers" in ASCII, cut to 63 bits.
+REGISTRY_LOCK = 0x61726B2070656572
+
 # How a key came to its peer (`PeerKey.source`). CLAIM: a beacon under a key not held for the node_id it names.
 IMPORTED, HANDSHAKE, BEACON, CLAIM = "imported", "handshake", "beacon", "claim"
 
 _FROM_NETWORK = (PeerAddress.Source.BEACON, PeerAddress.Source.CONTACT)
+
+
+def lock_registry() -> None:
+    """Make this transaction the only one that may add peers and keys until it ends. Call it before any row is locked.
+
+    Two processes that meet the same stranger at once would otherwise both add it, and the caps be counted past.
+    SQLite's transactions here are IMMEDIATE, which is that lock already.
+    """
+    if connection.vendor == "postgresql":
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT pg_advisory_xact_lock(%s)", [REGISTRY_LOCK])
 
 
 def bump_policy() -> int:

@@ -40,7 +40,17 @@ from peers.encounters import (
 )
 from peers.errors import ElevationRefusedError, KeyConflictError, PacketChoiceError, PeerNameError
 from peers.models import Peer, PeerAddress, PeerKey, TierChange
-from peers.records import IMPORTED, bump_policy, column_text, drop_keys, is_mere_claim, note_address, peer_key_of, public_key_row
+from peers.records import (
+    IMPORTED,
+    bump_policy,
+    column_text,
+    drop_keys,
+    is_mere_claim,
+    lock_registry,
+    note_address,
+    peer_key_of,
+    public_key_row,
+)
 from peers.trust import Tier, may_elevate
 
 __all__ = [
@@ -182,6 +192,7 @@ def import_peer_key(
         KeyConflictError: The key is our own, retired or revoked, or has another name; or the name or node_id belongs
             to a peer with another key.
     """
+    lock_registry()
     now = timezone.now()
     public_key = key.public_key if isinstance(key, ContactCard) else key
     check_public_key(public_key)
@@ -310,6 +321,7 @@ def rename_peer(*, peer: Peer, name: str | None) -> Peer:
         PeerNameError: It may not be a name.
         KeyConflictError: Another peer has it.
     """
+    lock_registry()
     wanted = check_peer_name(name) if name else None
     other = Peer.objects.filter(name=wanted).exclude(pk=peer.pk).first() if wanted else None
     if other is not None:
