@@ -21,7 +21,7 @@ from collections.abc import Callable, Sequence
 from itertools import chain, islice
 
 from federation.protocol import codec, messages
-from federation.protocol.errors import Goodbye, RemoteProtocolError
+from federation.protocol.errors import Code, Goodbye, RemoteProtocolError
 from federation.protocol.events import (
     Catalogue,
     Effect,
@@ -78,6 +78,7 @@ class Sender:
         self._interest: dict[NodeId, int] | None = None
         self._scope: dict[NodeId, int] = {}
         self._ever_in_scope: set[NodeId] = set()
+        self._unwelcome: set[NodeId] = set()
         self._rounds: dict[NodeId, int] = {}
 
         self._started = False
@@ -93,7 +94,7 @@ class Sender:
         self._gone: list[PacketId] = []
 
         self._batch = 0
-        self._unacked: dict[int, list[tuple[PacketId, int]]] = {}
+        self._unacked: dict[int, list[tuple[PacketId, int, NodeId]]] = {}
         self._unacked_ids: set[PacketId] = set()
         self._unacked_bytes = 0
 
@@ -136,22 +137,26 @@ class Sender:
         return self._offer() if self._interest is not None else []
 
     def _offer(self) -> list[Effect]:
+        """Send the Scope: all that policy lets go there, whether or not the peer's Interest names it.
+
+        An origin the peer does not accept is declined there, with the reason on its operator's screen; after the first
+        such answer its packets are held back until the peer's next Interest.
+        """
         interest = self._interest or {}
         key_fingerprints = self._key_fingerprints()
         rows: list[tuple[NodeId, int, bytes, KeyFingerprint]] = []
         scope: dict[NodeId, int] = {}
         for origin in self._table.offered_origins(self._peer):
-            if origin not in interest:
-                continue
             key_fingerprint = key_fingerprints.get(origin)
             if key_fingerprint is None:
                 continue
             count, fingerprint = self._catalogue.summary(origin)
             rows.append((origin, count, fingerprint, key_fingerprint))
-            scope[origin] = max(count, interest[origin])
+            scope[origin] = max(count, interest.get(origin, 0))
         self._scope = scope
         self._ever_in_scope.update(scope)
         self._rounds = {}
+        self._unwelcome.clear()
         self._have = [row for row in self._have if row[0] in scope]
         if not self._started:
             self._started = True
@@ -234,6 +239,7 @@ class Sender:
             and row.origin != self._peer
             and row.received_from != self._peer
             and row.packet_id not in self._peer_has
+            and row.origin not in self._unwelcome
             and self._table.may_send(self._peer, row.origin, row.audience).allowed
         )
 
@@ -309,12 +315,14 @@ class Sender:
         sent = self._unacked.pop(message.batch, None)
         if sent is None or len(sent) != len(message.codes):
             raise RemoteProtocolError("an Ack that answers no open batch")
-        for (packet_id, size), code in zip(sent, message.codes, strict=True):
+        for (packet_id, size, origin), code in zip(sent, message.codes, strict=True):
             self._unacked_ids.discard(packet_id)
             self._unacked_bytes -= size
             self._stats.outcomes_out[code] = self._stats.outcomes_out.get(code, 0) + 1
             if not code.is_refusal:
                 self._peer_has.add(packet_id)
+            elif code in (Code.UNKNOWN_ORIGIN, Code.TIER) and origin not in (self._interest or {}):
+                self._unwelcome.add(origin)
         return [*self.pump(), *self._read_feed()]
 
     def manifest_wanted(self, message: messages.GetManifest) -> list[Effect]:
@@ -387,7 +395,7 @@ class Sender:
             self._take(packet_id, gone=False)
         gone, self._gone = self._gone, []
         self._send_encoded(codec.encode_packets(self._batch, [stored.envelope for _, stored in batch], gone))
-        self._unacked[self._batch] = [(packet_id, len(stored.envelope.body)) for packet_id, stored in batch]
+        self._unacked[self._batch] = [(packet_id, len(stored.envelope.body), stored.origin) for packet_id, stored in batch]
         self._unacked_ids.update(packet_id for packet_id, _ in batch)
         self._unacked_bytes += size
         self._batch += 1
