@@ -25,7 +25,7 @@ import random
 import socket
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Address
 from typing import Any, Protocol
 
@@ -35,7 +35,7 @@ from django.db import Error as DatabaseError
 
 from federation import conf
 from federation.multicast import Interface, destination, multicast_interfaces, open_socket
-from federation.neighbours import Heard, Sighting
+from federation.neighbours import Heard
 from federation.protocol.beacon import Announcer, Profile, encode_probe
 from federation.protocol.limits import MAX_BEACON_BYTES, Limits
 from federation.protocol.sightings import (
@@ -44,9 +44,11 @@ from federation.protocol.sightings import (
     Effect,
     Ignored,
     NewSighting,
+    NotePace,
     Probed,
     Refreshed,
     Registered,
+    Sighting,
     Sightings,
     Source,
     Stale,
@@ -77,6 +79,8 @@ FORGET_EVERY_S = 60.0
 # A batch of sightings waits this long for others of the same moment, and the next one this long for the database.
 GATHER_S = 0.05
 WRITE_EVERY_S = 0.5
+# Sightings written at once, known peers first: some milliseconds each, in the thread that also stores packets.
+MAX_BATCH = 32
 # Sightings that wait for the database; beyond it the newest are dropped, and their beacons come again.
 MAX_WAITING = 1_024
 
@@ -259,7 +263,9 @@ class Discovery:
         self._failed: dict[Interface, str] = {}
         self._problem = ""
         self._registry_problem = ""
-        self._waiting: dict[tuple[NodeId, bytes, str], Sighting] = {}
+        self._pace = NotePace()
+        # What waits for the database, with the monotonic time before which it is not written.
+        self._waiting: dict[tuple[NodeId, bytes, str], tuple[float, Sighting]] = {}
         self._has_waiting = asyncio.Event()
         self._last_ms = 0
         self._last_answer = 0.0
@@ -273,11 +279,8 @@ class Discovery:
         """Open the sockets, send probe and beacon at once, and go on until `stop`. Raises nothing of the network."""
         await self._read_registry()
         self._look_at_interfaces()
-        self._tasks = [
-            asyncio.create_task(self._announce_rounds(), name="discovery-rounds"),
-            asyncio.create_task(self._look_rounds(), name="discovery-look"),
-            asyncio.create_task(self._write_rounds(), name="discovery-write"),
-        ]
+        rounds = (self._announce_rounds, self._look_rounds, self._write_rounds)
+        self._tasks = [asyncio.create_task(_kept_going(each), name=f"discovery{each.__name__}") for each in rounds]
 
     async def stop(self) -> None:
         """Say goodbye by every interface and close. Sightings not yet written are dropped: their beacons come again."""
@@ -346,7 +349,9 @@ class Discovery:
                 return
             case Probed():
                 self._answer_soon()
-            case Departed():
+            case Departed(node_id=node_id):
+                # What still waits to be written would be told after the goodbye, and dialled.
+                self._waiting = {key: waiting for key, waiting in self._waiting.items() if key[0] != node_id}
                 self._tell(effect)
             case NewSighting() | Refreshed() | UnfamiliarKey():
                 _call(self._on_sighting, effect)
@@ -354,13 +359,19 @@ class Discovery:
                     self._queue(effect)
 
     def _queue(self, sighting: Sighting) -> None:
-        beacon = sighting.beacon
-        key = (beacon.peer_id, beacon.key_fingerprint, sighting.url)
+        now = time.monotonic()
+        wait_s = self._pace.wait_s(sighting, now)
+        if wait_s is None:
+            return
+        key = _waits_as(sighting)
         # Taken out first, so that the newest comes last: the registry believes ascending times only.
         former = self._waiting.pop(key, None)
         if former is None and len(self._waiting) >= MAX_WAITING:
             return
-        self._waiting[key] = sighting
+        if isinstance(sighting, Refreshed) and former is not None and isinstance(former[1], Refreshed):
+            # That it returned is still untold.
+            sighting = replace(sighting, returned=sighting.returned or former[1].returned)
+        self._waiting[key] = (now + wait_s, sighting)
         self._has_waiting.set()
 
     def _answer_soon(self) -> None:
@@ -477,21 +488,37 @@ class Discovery:
         while True:
             await self._has_waiting.wait()
             await asyncio.sleep(GATHER_S)
-            self._has_waiting.clear()
-            batch, self._waiting = self._waiting, {}
+            batch = self._take_batch(time.monotonic())
             if self._registry is None or not batch:
+                await asyncio.sleep(WRITE_EVERY_S)
                 continue
-            heard = await self._ask_registry(self._registry.note, list(batch.values()))
+            heard = await self._ask_registry(self._registry.note, batch)
             if heard is None:
-                # Kept for the next try, unless a newer one of the same kind came meanwhile.
-                self._waiting = {**batch, **self._waiting}
+                # They are written again, unless newer ones came meanwhile.
+                newer, self._waiting = self._waiting, {}
+                for sighting in batch:
+                    self._waiting[_waits_as(sighting)] = (0.0, sighting)
+                self._waiting |= newer
                 self._has_waiting.set()
                 await asyncio.sleep(LOOK_SOON_S)
                 continue
+            for sighting in batch:
+                self._pace.noted(sighting, time.monotonic())
             for event in heard:
                 self._tell(event)
             await self._read_registry()
             await asyncio.sleep(WRITE_EVERY_S)
+
+    def _take_batch(self, now: float) -> list[Sighting]:
+        """Take up to 32 sightings that are due, peers the operator knows first, else in the order they came."""
+        self._has_waiting.clear()
+        due = [sighting for not_before, sighting in self._waiting.values() if not_before <= now]
+        batch = sorted(due, key=lambda sighting: not _is_known(sighting))[:MAX_BATCH]
+        for sighting in batch:
+            del self._waiting[_waits_as(sighting)]
+        if self._waiting:
+            self._has_waiting.set()
+        return batch
 
     async def _read_registry(self) -> None:
         if self._registry is None:
@@ -515,6 +542,24 @@ class Discovery:
 
     def _tell(self, event: Event) -> None:
         _call(self._on_event, event)
+
+
+async def _kept_going(rounds: Callable[[], Awaitable[None]]) -> None:
+    """Run endless rounds; what nobody foresaw is logged, and they go on."""
+    while True:
+        try:
+            await rounds()
+        except Exception:
+            log.exception("discovery: %s failed and goes on", rounds)
+            await asyncio.sleep(LOOK_SOON_S)
+
+
+def _waits_as(sighting: Sighting) -> tuple[NodeId, bytes, str]:
+    return sighting.beacon.peer_id, sighting.beacon.key_fingerprint, sighting.url
+
+
+def _is_known(sighting: Sighting) -> bool:
+    return isinstance(sighting, Refreshed) and sighting.known
 
 
 def _call(listener: Callable[[Any], None], value: Any) -> None:

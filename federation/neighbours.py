@@ -13,7 +13,7 @@ from django.db import DataError, IntegrityError, transaction
 from django.utils import timezone
 
 from federation.protocol.limits import Limits
-from federation.protocol.sightings import NewSighting, Refreshed, Registered, UnfamiliarKey
+from federation.protocol.sightings import NewSighting, Refreshed, Registered, Sighting, UnfamiliarKey
 from keys.ed25519 import InvalidKeyError, check_public_key
 from keys.encoding import KeyFingerprint, NodeId
 from peers.models import Peer, PeerKey
@@ -24,8 +24,6 @@ from peers.trust import Tier
 __all__ = ["Heard", "Neighbours"]
 
 log = logging.getLogger(__name__)
-
-Sighting = NewSighting | Refreshed | UnfamiliarKey
 
 
 @dataclass(frozen=True, slots=True)

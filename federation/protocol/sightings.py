@@ -50,9 +50,11 @@ __all__ = [
     "Effect",
     "Ignored",
     "NewSighting",
+    "NotePace",
     "Probed",
     "Refreshed",
     "Registered",
+    "Sighting",
     "Sightings",
     "Source",
     "Stale",
@@ -76,6 +78,11 @@ STRANGERS_PER_S = 100.0
 MAX_BUCKETS = 1_024
 # Keys heard for one node_id: the one we hold, its successor, and room for a forger or two to be seen.
 MAX_KEYS_PER_NODE = 4
+# How often a sighting is written at most: see NotePace. Those noted are remembered up to this number; the one noted
+# longest ago gives way, and may be noted again too soon.
+NOTE_NEWS_EVERY_S = 2.0
+NOTE_EVERY_S = 30.0
+MAX_NOTED = 2_048
 # Below it are other programs' ports (22, 25, 53, 80…). A beacon is no way to make nodes knock on them.
 MIN_SYNC_PORT = 1_024
 
@@ -166,7 +173,8 @@ class Ignored:
     refusal: Refusal
 
 
-Effect = NewSighting | Refreshed | UnfamiliarKey | Departed | Probed | Ignored
+Sighting = NewSighting | Refreshed | UnfamiliarKey
+Effect = Sighting | Departed | Probed | Ignored
 
 
 class TokenBuckets:
@@ -190,6 +198,40 @@ class TokenBuckets:
         if len(self._buckets) > self._capacity:
             self._buckets.popitem(last=False)
         return granted
+
+
+class NotePace:
+    """Which believed sightings are worth a row: writing costs fifty times what believing does.
+
+    A peer the operator knows, one that returned, and one heard at another port are noted within two seconds, and
+    every two seconds at most; a stranger that merely is still there every thirty. So strangers that beacon as fast as
+    they may, or say goodbye and return all the time, keep no database busy.
+    """
+
+    def __init__(self) -> None:
+        self._noted: OrderedDict[tuple[NodeId, KeyFingerprint, str], tuple[float, str]] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._noted)
+
+    def wait_s(self, sighting: Sighting, now: float) -> float | None:
+        """Return in how many seconds to note it, 0 for at once, None for not at all. `now` is monotonic seconds."""
+        noted_at, url = self._noted.get(_noted_as(sighting), (-NOTE_EVERY_S, ""))
+        if url != sighting.url or (isinstance(sighting, Refreshed) and (sighting.known or sighting.returned)):
+            return max(0.0, noted_at + NOTE_NEWS_EVERY_S - now)
+        return 0.0 if now - noted_at >= NOTE_EVERY_S else None
+
+    def noted(self, sighting: Sighting, now: float) -> None:
+        """Count this sighting as noted now."""
+        key = _noted_as(sighting)
+        self._noted[key] = (now, sighting.url)
+        self._noted.move_to_end(key)
+        if len(self._noted) > MAX_NOTED:
+            self._noted.popitem(last=False)
+
+
+def _noted_as(sighting: Sighting) -> tuple[NodeId, KeyFingerprint, str]:
+    return sighting.beacon.peer_id, sighting.beacon.key_fingerprint, sighting.source.address
 
 
 class _Standing(Enum):

@@ -23,10 +23,10 @@ import django
 django.setup()
 
 from federation.discovery import Discovery, DiscoverySettings, Event  # noqa: E402
-from federation.neighbours import Heard, Sighting  # noqa: E402
+from federation.neighbours import Heard  # noqa: E402
 from federation.protocol.beacon import Announcer, Profile  # noqa: E402
 from federation.protocol.limits import Limits  # noqa: E402
-from federation.protocol.sightings import Departed, UnfamiliarKey  # noqa: E402
+from federation.protocol.sightings import Departed, Sighting, UnfamiliarKey  # noqa: E402
 from keys.ed25519 import keypair_from_seed  # noqa: E402
 from keys.encoding import node_id_of  # noqa: E402
 

@@ -202,7 +202,7 @@ async def test_a_goodbye_is_told(port):
         assert first.discovery.status()["present"] == 0
         first.events.clear()
         async with running(Node(2, port)):
-            await first.until(lambda node: second.node_id in node.heard())
+            await first.until(lambda node: second.node_id in node.heard(), within=4)
             assert first.events[0].returned
 
 
@@ -328,6 +328,44 @@ async def test_a_database_that_fails_loses_no_neighbour(port):
             first.registry.failing = False
             await first.until(lambda node: second.node_id in node.heard(), within=3)
             assert first.discovery.status()["registry_problem"] == ""
+
+
+@pytest.mark.asyncio
+async def test_known_peers_are_written_before_a_crowd_of_strangers(port):
+    """Sightings are written 32 at a time, and one of a peer the operator knows does not wait behind strangers."""
+    batches = []
+    registry = MemoryRegistry()
+    note = registry.note
+    registry.note = lambda sightings: batches.append(list(sightings)) or note(sightings)
+    friend = announcer(999)
+    strangers = [sighting_of(announcer(number), host=f"10.0.0.{number}") for number in range(1, 100)]
+    known = sighting_of(friend, kind=Refreshed, known=True, returned=False)
+    async with running(Node(1, port, registry=registry)) as node:
+        for sighting in [*strangers, known]:
+            node.discovery._execute(sighting)
+        await node.until(lambda node: len(registry.noted) == 100, within=5)
+    assert [len(batch) for batch in batches] == [32, 32, 32, 4]
+    assert batches[0][0] == known
+
+
+@pytest.mark.asyncio
+async def test_an_unforeseen_fault_of_the_registry_ends_nothing(port, caplog):
+    """An exception that is no database error is logged, and discovery goes on."""
+    registry = MemoryRegistry()
+    note = registry.note
+    faults = [RuntimeError("a bug elsewhere")]
+
+    def faulty(sightings):
+        if faults:
+            raise faults.pop()
+        return note(sightings)
+
+    registry.note = faulty
+    async with running(Node(1, port, registry=registry)) as node, running(Node(2, port)):
+        await node.until(lambda node: not faults)
+        async with running(Node(3, port)) as third:
+            await node.until(lambda node: third.node_id in node.heard(), within=4)
+    assert "failed and goes on" in caplog.text
 
 
 @pytest.mark.asyncio
@@ -481,7 +519,7 @@ async def test_beacons_reach_the_real_registry(port):
         rows = await run_db(lambda: list(Peer.objects.values_list("node_id", "tier")))
         assert rows == [(other.node_id.hex(), "unknown")]
         await run_db(lambda: Peer.objects.update(tier="external", touched=True))
-        await node.until(lambda node: any(isinstance(event, Heard) and event.known for event in node.events), within=4)
+        await node.until(lambda node: any(isinstance(event, Heard) and event.known for event in node.events), within=10)
         assert node.discovery.status()["strangers"] == 0
 
 

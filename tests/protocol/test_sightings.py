@@ -14,12 +14,16 @@ from federation.protocol.sightings import (
     CLOCK_WINDOW_MS,
     MAX_BUCKETS,
     MAX_KEYS_PER_NODE,
+    MAX_NOTED,
+    NOTE_EVERY_S,
+    NOTE_NEWS_EVERY_S,
     STALE_AFTER_S,
     STRANGERS_BURST,
     STRANGERS_PER_S,
     Departed,
     Ignored,
     NewSighting,
+    NotePace,
     Probed,
     Refreshed,
     Registered,
@@ -342,6 +346,34 @@ def test_a_clock_that_runs_backwards_fills_no_bucket():
     buckets = TokenBuckets(burst=1, per_s=1, capacity=2)
     assert buckets.take("a", 10)
     assert not buckets.take("a", 5)
+
+
+def test_what_is_worth_a_row():
+    """A stranger still there is noted each 30 s; a known, returned or moved peer within 2 s, at the limit and just before."""
+    stranger = Table().beacon(ATLAS)
+    pace = NotePace()
+    assert pace.wait_s(stranger, 0.0) == 0.0
+    pace.noted(stranger, 0.0)
+    assert pace.wait_s(stranger, NOTE_EVERY_S - 0.001) is None
+    assert pace.wait_s(stranger, NOTE_EVERY_S) == 0.0
+    assert pace.wait_s(replace(stranger, source=Source("192.0.2.8")), 0.0) == 0.0
+    moved = replace(stranger, url="ws://192.0.2.7:9104/sync")
+    known, returned = (
+        Refreshed(beacon=stranger.beacon, source=stranger.source, url=stranger.url, **changes)
+        for changes in ({"known": True, "returned": False}, {"known": False, "returned": True})
+    )
+    for news in (moved, known, returned):
+        assert pace.wait_s(news, 0.5) == NOTE_NEWS_EVERY_S - 0.5
+        assert pace.wait_s(news, NOTE_NEWS_EVERY_S) == 0.0
+
+
+def test_what_was_noted_is_remembered_within_bounds():
+    """However many addresses a sighting comes from, the memory of what was noted stays bounded."""
+    sighting = Table().beacon(ATLAS)
+    pace = NotePace()
+    for number in range(MAX_NOTED + 10):
+        pace.noted(replace(sighting, source=Source(f"address {number}")), 1.0)
+    assert len(pace) == MAX_NOTED
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.core.management.base import CommandParser
 
 from federation.discovery import Discovery, DiscoverySettings, discovery_settings
-from federation.neighbours import Sighting
+from federation.protocol.sightings import Sighting
 from keys.command import ArkCommand, Exit, fail
 from keys.encoding import grouped
 from keys.files import KeyFileError, NoIdentityError
