@@ -10,6 +10,9 @@ import socket
 from pathlib import Path
 
 import environ
+from django.core.exceptions import ImproperlyConfigured
+
+from arklattice.logs import logging_settings
 
 BASE_DIR = Path(__file__).resolve().parent.parent
 
@@ -121,8 +124,13 @@ CSRF_COOKIE_SAMESITE = "Lax"
 # HTTPS only: 8102 speaks plain HTTP on loopback, and TLS for others is a reverse proxy's, which redirects and sets HSTS itself.
 SILENCED_SYSTEM_CHECKS = ["security.W004", "security.W008", "security.W012", "security.W016"]
 
-LOG_LEVEL = env("LOG_LEVEL", default="INFO")
+LOG_LEVEL = env("LOG_LEVEL", default="INFO").upper()
 LOG_FORMAT = env("LOG_FORMAT", default="text")
+if LOG_LEVEL not in ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"):
+    raise ImproperlyConfigured(f"LOG_LEVEL must be DEBUG, INFO, WARNING, ERROR or CRITICAL, not {LOG_LEVEL!r}")
+if LOG_FORMAT not in ("text", "json"):
+    raise ImproperlyConfigured(f"LOG_FORMAT must be text or json, not {LOG_FORMAT!r}")
+LOGGING = logging_settings(LOG_LEVEL, LOG_FORMAT)
 
 # Module that stores packets; the registry of peers lives below it and must not import it.
 ARK_PACKET_HOLDER = "federation.services"
