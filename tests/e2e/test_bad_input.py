@@ -13,43 +13,43 @@ KEY = "ab" * 32
 MISSING = "0" * 64
 
 
+# What is typed, and the exit status that answers it.
+MISTAKES = [
+    (["trusttier", "nobody", "core"], 4),
+    (["trusttier", "nobody", "friend"], 2),
+    (["blockpeer", "nobody"], 4),
+    (["removepeer", "nobody"], 4),
+    (["syncnow", "nobody"], 4),
+    (["importkey", "Bob", "xyz"], 2),
+    (["importkey", "Bob", KEY[:-1]], 2),
+    (["importkey", "Bob", KEY.upper()], 2),
+    (["importkey", "Bob", "ark1AAAA"], 2),
+    (["importkey", "Bob", KEY, "--tier", "friend"], 2),
+    (["addpeer", "http://127.0.0.1:1"], 2),
+    (["addpeer", "ws://"], 2),
+    (["addpeer", "ws://127.0.0.1:1"], 1),
+    (["showpacket", MISSING], 4),
+    (["why", MISSING], 4),
+    (["showpacket", "not-hex"], 2),
+    (["publish"], 2),
+    (["publish", "/no/such/file"], 1),
+    (["publish", "--text", "x", "--kind", "Not A Kind"], 2),
+    (["publish", "--text", "x", "--confidence", "2"], 2),
+    (["publish", "--text", "x", "--audience", "everyone"], 2),
+    (["packets", "--limit", "minus one"], 2),
+    (["packets", "--since", "yesterday-ish"], 2),
+    (["verifyenvelope", "/no/such/file"], 1),
+    (["autosync", "perhaps"], 2),
+    (["runfederation", "--no-such-option"], 2),
+]
+
+
 @pytest.fixture
 def node(nodes):
     return nodes("ada")
 
 
-@pytest.mark.parametrize(
-    ("words", "status"),
-    [
-        (["trusttier", "nobody", "core"], 4),
-        (["trusttier", "nobody", "friend"], 2),
-        (["blockpeer", "nobody"], 4),
-        (["removepeer", "nobody"], 4),
-        (["syncnow", "nobody"], 4),
-        (["importkey", "Bob", "xyz"], 2),
-        (["importkey", "Bob", KEY[:-1]], 2),
-        (["importkey", "Bob", KEY.upper()], 2),
-        (["importkey", "Bob", "ark1AAAA"], 2),
-        (["importkey", "Bob", KEY, "--tier", "friend"], 2),
-        (["addpeer", "http://127.0.0.1:1"], 2),
-        (["addpeer", "ws://"], 2),
-        (["addpeer", "ws://127.0.0.1:1"], 1),
-        (["showpacket", MISSING], 4),
-        (["why", MISSING], 4),
-        (["showpacket", "not-hex"], 2),
-        (["publish"], 2),
-        (["publish", "/no/such/file"], 1),
-        (["publish", "--text", "x", "--kind", "Not A Kind"], 2),
-        (["publish", "--text", "x", "--confidence", "2"], 2),
-        (["publish", "--text", "x", "--audience", "everyone"], 2),
-        (["packets", "--limit", "minus one"], 2),
-        (["packets", "--since", "yesterday-ish"], 2),
-        (["verifyenvelope", "/no/such/file"], 1),
-        (["autosync", "perhaps"], 2),
-        (["runfederation", "--no-such-option"], 2),
-    ],
-    ids=" ".join,
-)
+@pytest.mark.parametrize(("words", "status"), MISTAKES, ids=[" ".join(words) for words, _ in MISTAKES])
 def test_mistake_has_its_status_and_one_clear_line(node, words, status):
     """Each mistake ends with its exit status, a reason on standard error, nothing on standard output, and no row."""
     tables = ["federation_knowledgepacket", "peers_peer", "peers_peerkey", "peers_peeraddress", "peers_tierchange"]

@@ -105,8 +105,8 @@ def test_status_tells_the_truth(pair):
     assert status["running"] is True
     assert status["pid"] == bob.process.pid
     assert (status["node_id"], status["name"], status["packets"]) == (bob.node_id, "bob", 1)
-    assert [link["node_id"] for link in status["links"]] == [ada.node_id]
-    assert status["counters"]["received"] == 1
+    assert [link["peer"] for link in status["links"]] == [ada.node_id]
+    assert status["counters"][ada.node_id]["received"] == 1
     peer = next(row for row in bob.ask("peers") if row["node_id"] == ada.node_id)
     assert (peer["tier"], peer["state"], peer["blocked"], peer["name"]) == ("core", "connected", False, "ada")
     ada.stop()
@@ -114,9 +114,9 @@ def test_status_tells_the_truth(pair):
     bob.stop()
     status = bob.ask("federationstatus")
     assert (status["running"], status["pid"], status["links"]) == (False, None, [])
-    assert status["counters"]["received"] == 1
+    assert status["counters"][ada.node_id]["received"] == 1
     bob.start()
-    assert bob.ask("federationstatus")["counters"]["received"] == 1
+    assert bob.ask("federationstatus")["counters"][ada.node_id]["received"] == 1
 
 
 def test_killed_node_is_not_said_to_run(pair):
