@@ -69,7 +69,7 @@ from keys.ed25519 import sign
 from keys.encoding import NodeId
 from keys.services import Identity, load_identity, register_identity
 from peers.addresses import sync_url
-from peers.encounters import Declared, ManifestRecord, note_clock_offset, note_contact, note_link
+from peers.encounters import Caps, Declared, ManifestRecord, note_clock_offset, note_contact, note_link
 from peers.models import Peer
 from peers.selectors import penalty_of, policy_revision, trust_table
 from peers.services import start_penalty
@@ -334,6 +334,11 @@ class FederationNode:
             now=_now(),
             dialled=dialled,
             heard_at=heard_at,
+            caps=Caps(
+                strangers=self.limits.unknown_peers,
+                strangers_per_address=self.limits.unknown_peers_per_address,
+                candidates=self.limits.addresses_per_peer,
+            ),
         )
 
     async def _manifest_of(self, origin: NodeId) -> SignedManifest | None:
