@@ -332,19 +332,19 @@ async def test_a_database_that_fails_loses_no_neighbour(port):
 
 @pytest.mark.asyncio
 async def test_known_peers_are_written_before_a_crowd_of_strangers(port):
-    """Sightings are written 32 at a time, and one of a peer the operator knows does not wait behind strangers."""
+    """Strangers are written eight at a time, and a peer the operator knows does not wait behind them."""
     batches = []
     registry = MemoryRegistry()
     note = registry.note
     registry.note = lambda sightings: batches.append(list(sightings)) or note(sightings)
     friend = announcer(999)
-    strangers = [sighting_of(announcer(number), host=f"10.0.0.{number}") for number in range(1, 100)]
+    strangers = [sighting_of(announcer(number), host=f"10.0.0.{number}") for number in range(1, 20)]
     known = sighting_of(friend, kind=Refreshed, known=True, returned=False)
     async with running(Node(1, port, registry=registry)) as node:
         for sighting in [*strangers, known]:
             node.discovery._execute(sighting)
-        await node.until(lambda node: len(registry.noted) == 100, within=5)
-    assert [len(batch) for batch in batches] == [32, 32, 32, 4]
+        await node.until(lambda node: len(registry.noted) == 20, within=5)
+    assert [len(batch) for batch in batches] == [9, 8, 3]
     assert batches[0][0] == known
 
 
@@ -556,6 +556,9 @@ def test_the_announcer_says_what_the_settings_say(settings):
     profile = own_announcer(identity).profile
     assert (profile.name, profile.port, profile.sync_port) == ("x" * 64, 18102, 18104)
     assert (profile.capabilities, profile.trust_tier, profile.network) == (("relay",), "core", "arklattice")
+    settings.ARK_CAPABILITIES = ["Full Text"]
+    with pytest.raises(ImproperlyConfigured, match=r"capabilities 'Full Text' does not match .* \(ARK_CAPABILITIES"):
+        own_announcer(identity)
 
 
 def test_the_loopback_is_used_only_when_wanted():
