@@ -37,7 +37,7 @@ def seconds(text: str) -> float:
 
 class Command(ArkCommand):
     help = "Send a probe to every network around and list the nodes that answer, with fingerprint and tier. Registers nothing."
-    failures = {ImproperlyConfigured: Exit.FAILED}
+    failures = {ImproperlyConfigured: Exit.USAGE}
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("--seconds", type=seconds, default=3.0, metavar="S", help="how long to wait for answers (default 3)")
