@@ -3,7 +3,8 @@
     Exception
     ├── LocalProtocolError      a bug here: raised loudly, never sent
     └── RemoteProtocolError     the other side's fault: carries the close code and a reason safe to send
-        └── HandshakeError      before both Auths: close 4400, nothing said
+        ├── HandshakeError      before both Auths: close 4400, nothing said
+        └── ReconcileError      a malformed frame of reconciliation (negentropy.py)
     PacketError                 a packet was not accepted: carries one Code
 
 Source: docs/protocol.md, sections 2 and 5.
