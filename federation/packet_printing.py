@@ -42,11 +42,18 @@ def content_text(content: JSONValue) -> str:
     return content if isinstance(content, str) else json.dumps(content, ensure_ascii=False, indent=2)
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, colour: bool) -> str:
-    """Return a table as wide as the terminal; cells pass `one_line` and mean nothing to rich."""
-    grid = Table(*columns, box=SIMPLE_HEAD, pad_edge=False, header_style="bold")
-    for row in rows:
-        grid.add_row(*(Text(one_line(cell), overflow="ellipsis") for cell in row))
+def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, fixed: Sequence[str] = (), colour: bool) -> str:
+    """Return a table no wider than the terminal, one line a row; cells pass `one_line` and mean nothing to rich.
+
+    Columns that are `fixed` keep their width where others are cut.
+    """
+    lines = [[one_line(cell) for cell in row] for row in rows]
+    grid = Table(box=SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    for number, column in enumerate(columns):
+        width = max((len(cells[number]) for cells in lines), default=0) if column in fixed else None
+        grid.add_column(column, no_wrap=True, overflow="ellipsis", min_width=width)
+    for cells in lines:
+        grid.add_row(*(Text(cell) for cell in cells))
     out = io.StringIO()
     width = shutil.get_terminal_size().columns
     Console(file=out, width=width, force_terminal=colour, no_color=not colour, color_system="auto" if colour else None).print(grid)

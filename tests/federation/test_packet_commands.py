@@ -159,7 +159,7 @@ def test_on_a_terminal_packets_are_a_table(monkeypatch):
     put(make_received(1, origin=2, title="[bold]Tide[/bold] :smile:", tags=["sea", "time"]))
     text = Ran("packets", "--no-color", out=Terminal()).text
     header, _, row = (line for line in text.splitlines() if line.strip())
-    assert header.split() == ["id", "kind", "title", "origin", "created", "received", "from", "audience", "tags"]
+    assert header.split() == ["id", "received", "kind", "title", "origin", "from", "audience", "tags"]
     assert id_of(1, origin=2, title="[bold]Tide[/bold] :smile:", tags=["sea", "time"])[:12] in row
     assert "[bold]Tide[/bold] :smile:" in row
     assert "harbour" in row and "sea, time" in row

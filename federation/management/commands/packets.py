@@ -12,7 +12,9 @@ from federation.selectors import PacketLookupError, StoredPacket, cursor_of, ope
 from keys.command import ArkCommand, Exit, json_text
 from peers.errors import AmbiguousPeerError, UnknownPeerError
 
-COLUMNS = ("id", "kind", "title", "origin", "created", "received", "from", "audience", "tags")
+# On a terminal: what fits 80 characters; piped, lines hold all cells of `_cells`.
+COLUMNS = ("id", "received", "kind", "title", "origin", "from", "audience", "tags")
+FIXED = ("id", "received")
 
 
 class Command(ArkCommand):
@@ -49,21 +51,19 @@ class Command(ArkCommand):
         last = None
         if not self.stdout.isatty():
             for row in rows:
-                self.say("\t".join(one_line(cell) for cell in _cells(row, names, short=False)))
+                self.say("\t".join(one_line(cell) for cell in _cells(row, names)))
                 last = row
             return last
         shown = list(rows)
         if not shown:
             self.say("no packets")
             return None
-        self.stdout.write(table(COLUMNS, (_cells(row, names, short=True) for row in shown), colour=colour))
+        self.stdout.write(table(COLUMNS, [_short_cells(row, names) for row in shown], fixed=FIXED, colour=colour))
         return shown[-1]
 
 
-def _cells(row: StoredPacket, names: dict[str, str], *, short: bool) -> tuple[str, ...]:
+def _cells(row: StoredPacket, names: dict[str, str]) -> tuple[str, ...]:
     packet_id = row.packet_id.hex() or f"row {row.arrival}"
-    if short:
-        packet_id = packet_id[:SHORT_ID]
     came_from = node_label(row.received_from, names) if row.received_from else "published here"
     packet = row.packet
     if packet is None:
@@ -72,10 +72,25 @@ def _cells(row: StoredPacket, names: dict[str, str], *, short: bool) -> tuple[st
         packet_id,
         packet.kind,
         packet.title,
-        node_label(packet.origin.hex(), names) if short else packet.origin.hex(),
+        packet.origin.hex(),
         utc(packet.created_at),
         utc(row.received_at),
         came_from,
-        packet.audience.value + (", hidden" if row.hidden else ""),
+        _audience(row),
         ", ".join(packet.tags),
     )
+
+
+def _short_cells(row: StoredPacket, names: dict[str, str]) -> tuple[str, ...]:
+    packet_id = row.packet_id.hex()[:SHORT_ID] or f"row {row.arrival}"
+    came_from = node_label(row.received_from, names) if row.received_from else "here"
+    packet = row.packet
+    if packet is None:
+        return (packet_id, utc(row.received_at), "damaged", row.damage, "", came_from, "", "")
+    origin = node_label(packet.origin.hex(), names)
+    return (packet_id, utc(row.received_at), packet.kind, packet.title, origin, came_from, _audience(row), ", ".join(packet.tags))
+
+
+def _audience(row: StoredPacket) -> str:
+    audience = row.packet.audience.value if row.packet else ""
+    return f"{audience}, hidden" if row.hidden else audience

@@ -72,7 +72,7 @@ class Command(ArkCommand):
             ("supersedes", details["supersedes"] or ""),
             ("expires", "" if details["expires_at"] is None else utc(details["expires_at"])),
             ("received", f"{utc(row.received_at)}, {received_phrase(row, names)}"),
-            ("rule", f"{row.received_rule}: {explain(row.received_rule)}".rstrip(": ")),
+            ("rule", f"{row.received_rule}: {explain(row.received_rule)}".rstrip(": ") if row.received_from else ""),
             ("hidden", "yes: kept here, offered to nobody" if row.hidden else ""),
         ]
         for label, value in lines:
