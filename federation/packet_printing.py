@@ -6,7 +6,6 @@ import shutil
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -45,15 +44,16 @@ def content_text(content: JSONValue) -> str:
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, fixed: Sequence[str] = (), colour: bool) -> str:
     """Return a table no wider than the terminal, one line a row; cells pass `one_line` and mean nothing to rich.
 
-    Columns that are `fixed` keep their width where others are cut.
+    Columns that are `fixed` keep their width where others are cut; columns with nothing in them are left out.
     """
     lines = [[one_line(cell) for cell in row] for row in rows]
-    grid = Table(box=SIMPLE_HEAD, pad_edge=False, header_style="bold")
-    for number, column in enumerate(columns):
-        width = max((len(cells[number]) for cells in lines), default=0) if column in fixed else None
-        grid.add_column(column, no_wrap=True, overflow="ellipsis", min_width=width)
+    used = [number for number in range(len(columns)) if any(cells[number] for cells in lines)]
+    grid = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
+    for number in used:
+        width = max(len(cells[number]) for cells in lines) if columns[number] in fixed else None
+        grid.add_column(columns[number], no_wrap=True, overflow="ellipsis", min_width=width)
     for cells in lines:
-        grid.add_row(*(Text(cell) for cell in cells))
+        grid.add_row(*(Text(cells[number]) for number in used))
     out = io.StringIO()
     width = shutil.get_terminal_size().columns
     Console(file=out, width=width, force_terminal=colour, no_color=not colour, color_system="auto" if colour else None).print(grid)
