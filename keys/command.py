@@ -41,7 +41,7 @@ def escaped_json(text: str) -> str:
     """
     if text.isprintable():
         return text
-    return "".join(character if character.isprintable() or character in "\n\t" else json.dumps(character)[1:-1] for character in text)
+    return "".join(character if character.isprintable() or character == "\n" else json.dumps(character)[1:-1] for character in text)
 
 
 def json_text(value: Any) -> str:
