@@ -117,23 +117,38 @@ class Node:
     """One installation: a folder, two ports, an environment, and at most one running `runfederation`.
 
     `template` is a migrated database to copy, which saves a second a node; None leaves the folder as
-    a new user finds it.
+    a new user finds it. `ports` are free ones when not given.
     """
 
-    def __init__(self, home: Path, name: str, *, template: Path | None = None, settings: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        home: Path,
+        name: str,
+        *,
+        template: Path | None = None,
+        ports: tuple[int, int] | None = None,
+        settings: Mapping[str, str] | None = None,
+    ) -> None:
         self.home = home
         self.name = name
         self.settings = dict(settings or {})
         self.process: subprocess.Popen[bytes] | None = None
         self.log_path = home / "node.log"
         self.database = home / "ark.sqlite3"
-        self.http_port, self.sync_port = free_ports(2)
+        self.http_port, self.sync_port = ports or free_ports(2)
         self._public: dict[str, str] = {}
         home.mkdir(mode=0o700, parents=True, exist_ok=True)
         if template is not None:
             shutil.copyfile(template, self.database)
 
     # What it is.
+
+    def copy(self, home: Path) -> "Node":
+        """Return this node again in another folder, on the same ports: the two cannot run at once."""
+        shutil.copytree(self.home, home)
+        again = Node(home, self.name, ports=(self.http_port, self.sync_port), settings=self.settings)
+        again._public = self._public
+        return again
 
     @property
     def env(self) -> dict[str, str]:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import MANAGE, Node, processes_of
+from tests.harness import MANAGE, Node, introduce, linked, processes_of, together, wait_for
 
 NODES = pytest.StashKey[list[Node]]()
 
@@ -39,6 +39,33 @@ def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     env = {"PATH": os.environ.get("PATH", os.defpath), "ARK_HOME": str(home), "ARK_ENV_FILE": os.devnull}
     subprocess.run([sys.executable, str(MANAGE), "migrate", "--verbosity", "0"], env=env, check=True, timeout=120)
     return home / "ark.sqlite3"
+
+
+@pytest.fixture(scope="session")
+def introduced(tmp_path_factory: pytest.TempPathFactory, migrated: Path) -> tuple[Node, Node]:
+    """Ada and Bob with keys exchanged as CORE and each other's address, to copy: ten commands saved a test."""
+    home = tmp_path_factory.mktemp("introduced")
+    ada, bob = (Node(home / name, name, template=migrated) for name in ("ada", "bob"))
+    together(ada.keygen, bob.keygen)
+    introduce(ada, bob)
+    return ada, bob
+
+
+@pytest.fixture
+def pair(introduced: tuple[Node, Node], nodes, request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Node, Node]:
+    """Ada and Bob, introduced as CORE both ways, not running."""
+    ada, bob = (node.copy(tmp_path / node.name) for node in introduced)
+    request.node.stash[NODES] += [ada, bob]
+    return ada, bob
+
+
+@pytest.fixture
+def linked_pair(pair: tuple[Node, Node]) -> tuple[Node, Node]:
+    """The same two, running, with a link."""
+    ada, bob = pair
+    together(ada.start, bob.start)
+    wait_for(lambda: linked(ada, bob), 15, "both sides hold the link")
+    return ada, bob
 
 
 @pytest.fixture

@@ -2,17 +2,16 @@
 
 import json
 
-from tests.harness import introduce, together, wait_for
+from tests.harness import together, wait_for
 
 LINES = 100_000
 # Shown to be the middle: neither the first batches nor the last ones.
 MIDDLE = (LINES // 10, LINES * 9 // 10)
 
 
-def test_a_hundred_thousand_lines_survive_sigkill_in_the_middle(nodes):
+def test_a_hundred_thousand_lines_survive_sigkill_in_the_middle(pair):
     """100,000 NDJSON lines arrive complete though the receiver is killed half way; no row is doubled."""
-    ada, bob = together(lambda: nodes("ada"), lambda: nodes("bob"))
-    introduce(ada, bob)
+    ada, bob = pair
     lines = "\n".join(json.dumps({"number": number, "text": f"line {number}"}) for number in range(LINES))
     done = ada.manage("publish", "-", "--ndjson", stdin=lines, timeout=300)
     assert ada.count() == LINES, done.stderr[-500:]

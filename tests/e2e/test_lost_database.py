@@ -1,13 +1,11 @@
 """The keys folder alone carries the identity: a node that lost its database gets its own packets back."""
 
-from tests.harness import introduce, together, wait_for
+from tests.harness import wait_for
 
 
-def test_own_packets_come_back_from_peers(nodes):
+def test_own_packets_come_back_from_peers(linked_pair):
     """With keys and nothing else, a re-made node is the same node, and its peers hand its packets back."""
-    ada, bob = together(lambda: nodes("ada"), lambda: nodes("bob"))
-    introduce(ada, bob)
-    together(ada.start, bob.start)
+    ada, bob = linked_pair
     packet_ids = ada.publish_lines("\n".join(f'"thought {number}"' for number in range(300)))
     of_bob = bob.publish("Bob's own")
     wait_for(lambda: bob.count() == 301 and ada.holds(of_bob), 10, "both have all")

@@ -43,12 +43,9 @@ def test_start_says_where_and_who(nodes):
 
 
 @pytest.mark.parametrize("with_signal", [signal.SIGTERM, signal.SIGINT])
-def test_ends_cleanly_with_a_true_goodbye(nodes, with_signal):
+def test_ends_cleanly_with_a_true_goodbye(linked_pair, with_signal):
     """SIGTERM and Ctrl-C end a linked node in under 3 s with exit 0; its peer knows at once that it left."""
-    ada, bob = together(lambda: nodes("ada"), lambda: nodes("bob"))
-    introduce(ada, bob)
-    together(ada.start, bob.start)
-    wait_for(lambda: linked(ada, bob), 10)
+    ada, bob = linked_pair
     assert ada.stop(with_signal) < 3
     wait_for(lambda: not bob.linked_with(), 1, "the peer sees it leave")
     assert not ada.linked_with()

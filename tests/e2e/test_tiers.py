@@ -5,20 +5,10 @@ import time
 
 import pytest
 
-from tests.harness import delay_ms, introduce, linked, stays, together, wait_for
+from tests.harness import delay_ms, linked, stays, together, wait_for
 
 TIERS = ["core", "sandbox", "external", "unknown"]
 AT_ONCE_S = 1
-
-
-@pytest.fixture
-def pair(nodes):
-    """Ada and Bob, introduced as CORE both ways, running and linked."""
-    ada, bob = together(lambda: nodes("ada"), lambda: nodes("bob"))
-    introduce(ada, bob)
-    together(ada.start, bob.start)
-    wait_for(lambda: linked(ada, bob), 10, "linked")
-    return ada, bob
 
 
 def flows(sender_files_receiver, receiver_files_sender):
@@ -39,9 +29,9 @@ def decide(node, peer, tier):
     return time.monotonic()
 
 
-def test_every_pair_of_tiers_behaves_as_the_tables_say(pair):
+def test_every_pair_of_tiers_behaves_as_the_tables_say(linked_pair):
     """For all 4 x 4 pairs: the link stands or not, and a fresh packet of each side crosses or not, as the tables say."""
-    ada, bob = pair
+    ada, bob = linked_pair
     for tier_ab, tier_ba in itertools.product(TIERS, TIERS):
         where = f"Ada files Bob as {tier_ab}, Bob files Ada as {tier_ba}"
         together(lambda t=tier_ab: decide(ada, bob, t), lambda t=tier_ba: decide(bob, ada, t))
@@ -60,9 +50,9 @@ def test_every_pair_of_tiers_behaves_as_the_tables_say(pair):
 
 
 @pytest.mark.parametrize("who", ["sender", "receiver"])
-def test_demotion_acts_within_a_second(pair, who):
+def test_demotion_acts_within_a_second(linked_pair, who):
     """From the moment either side demotes the other nothing more crosses; elevated again, what was held back arrives."""
-    ada, bob = pair
+    ada, bob = linked_pair
     before = ada.publish("before")
     wait_for(lambda: bob.holds(before), 5)
     demoting, demoted = (ada, bob) if who == "sender" else (bob, ada)
@@ -78,9 +68,9 @@ def test_demotion_acts_within_a_second(pair, who):
     assert delay_ms(after, ada, bob) <= 1_000
 
 
-def test_sandbox_to_core_while_linked_opens_the_other_direction(pair):
+def test_sandbox_to_core_while_linked_opens_the_other_direction(linked_pair):
     """Filing a SANDBOX peer as CORE sends it our packets within 1 s on the same link, no reconnect needed."""
-    ada, bob = pair
+    ada, bob = linked_pair
     decide(ada, bob, "sandbox")
     kept = ada.publish("not for SANDBOX")
     stays(lambda: not bob.holds(kept), 1.5, "nothing is sent to SANDBOX")
@@ -90,9 +80,9 @@ def test_sandbox_to_core_while_linked_opens_the_other_direction(pair):
 
 
 @pytest.mark.parametrize("blocker", ["ada", "bob"])
-def test_blocking_ends_the_link(pair, blocker):
+def test_blocking_ends_the_link(linked_pair, blocker):
     """Blocking ends the link within 1 s on both sides and keeps it down; lifting it brings the peer back."""
-    ada, bob = pair
+    ada, bob = linked_pair
     one, other = (ada, bob) if blocker == "ada" else (bob, ada)
     one.manage("blockpeer", other.name)
     wait_for(lambda: not ada.linked_with() and not bob.linked_with(), AT_ONCE_S, "the link ends")
@@ -103,9 +93,9 @@ def test_blocking_ends_the_link(pair, blocker):
     wait_for(lambda: one.holds(packet_id), 5, "it comes back")
 
 
-def test_removed_peer_is_a_stranger_again(pair):
+def test_removed_peer_is_a_stranger_again(linked_pair):
     """Removing a peer ends the link; what it handed over stays, nothing new comes."""
-    ada, bob = pair
+    ada, bob = linked_pair
     before = bob.publish("before")
     wait_for(lambda: ada.holds(before), 5)
     ada.manage("removepeer", "bob")
@@ -116,9 +106,9 @@ def test_removed_peer_is_a_stranger_again(pair):
 
 
 @pytest.mark.parametrize(("choice", "held", "hidden"), [("keep", 2, 0), ("hide", 2, 2), ("purge", 0, 0)])
-def test_demotion_decides_about_the_packets(pair, choice, held, hidden):
+def test_demotion_decides_about_the_packets(linked_pair, choice, held, hidden):
     """On demotion the packets that came from the peer are kept, hidden or purged, as the operator says."""
-    ada, bob = pair
+    ada, bob = linked_pair
     packet_ids = [bob.publish(f"thought {number}") for number in range(2)]
     wait_for(lambda: ada.holds(*packet_ids), 5)
     ada.manage("trusttier", "bob", "unknown", "--reason", "no longer", "--packets", choice)

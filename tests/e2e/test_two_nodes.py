@@ -2,31 +2,15 @@
 
 import time
 
-import pytest
-
-from tests.harness import delay_ms, introduce, linked, stays, together, wait_for
+from tests.harness import delay_ms, linked, stays, together, wait_for
 
 LIVE_MS = 1_000
 CATCH_UP_S = 3
 
 
-@pytest.fixture
-def pair(nodes):
-    """Ada and Bob, introduced as CORE both ways, not running."""
-    ada, bob = together(lambda: nodes("ada"), lambda: nodes("bob"))
-    introduce(ada, bob)
-    return ada, bob
-
-
-def run_linked(ada, bob):
-    together(ada.start, bob.start)
-    wait_for(lambda: linked(ada, bob), 10, "both sides hold the link")
-
-
-def test_packet_is_on_the_other_within_a_second(pair):
+def test_packet_is_on_the_other_within_a_second(linked_pair):
     """Published on either side by a command in another process, it is stored on the other within 1 s, byte for byte."""
-    ada, bob = pair
-    run_linked(ada, bob)
+    ada, bob = linked_pair
     for publisher, receiver in [(ada, bob), (bob, ada), (ada, bob)]:
         packet_id = publisher.publish(f"from {publisher.name} at {time.time_ns()}", "--title", "Ünïcödé ✓", "--tag", "live")
         wait_for(lambda p=packet_id, r=receiver: r.holds(p), 5, "it arrives")
@@ -36,10 +20,9 @@ def test_packet_is_on_the_other_within_a_second(pair):
     assert (ada.count(), bob.count()) == (3, 3)
 
 
-def test_many_at_once_arrive_complete_and_in_one_second(pair):
+def test_many_at_once_arrive_complete_and_in_one_second(linked_pair):
     """A burst of 1,000 lines published in one go is complete on the other side."""
-    ada, bob = pair
-    run_linked(ada, bob)
+    ada, bob = linked_pair
     packet_ids = ada.publish_lines("\n".join(f'{{"line": {number}}}' for number in range(1_000)))
     assert len(set(packet_ids)) == 1_000
     wait_for(lambda: bob.count() == 1_000, 20, "all arrive")
@@ -48,10 +31,9 @@ def test_many_at_once_arrive_complete_and_in_one_second(pair):
     assert all(bob.body(packet_id) == ada.body(packet_id) for packet_id in packet_ids[::97])
 
 
-def test_published_while_the_other_was_down(pair):
+def test_published_while_the_other_was_down(linked_pair):
     """What was published while the other side was down is there within 3 s of its start, with nothing new published."""
-    ada, bob = pair
-    run_linked(ada, bob)
+    ada, bob = linked_pair
     bob.stop()
     packet_ids = [ada.publish(f"missed {number}") for number in range(3)]
     began = time.monotonic()
@@ -65,7 +47,7 @@ def test_both_published_while_neither_ran(pair):
     """Packets of both sides, published before either ever ran, cross as soon as both do."""
     ada, bob = pair
     of_ada, of_bob = together(lambda: ada.publish("from ada"), lambda: bob.publish("from bob"))
-    run_linked(ada, bob)
+    together(ada.start, bob.start)
     wait_for(lambda: bob.holds(of_ada) and ada.holds(of_bob), 10, "both cross")
 
 
@@ -73,7 +55,7 @@ def test_private_packets_never_leave(pair):
     """A packet of audience private stays, live and at catch-up; its neighbours go."""
     ada, bob = pair
     before = ada.publish("private before", "--audience", "private")
-    run_linked(ada, bob)
+    together(ada.start, bob.start)
     during = ada.publish("private during", "--audience", "private")
     public = ada.publish("public", "--audience", "public")
     wait_for(lambda: bob.holds(public), 5, "the public one arrives")
@@ -82,10 +64,9 @@ def test_private_packets_never_leave(pair):
     assert "audience-private" in str(why)
 
 
-def test_equal_packet_is_stored_once(pair):
+def test_equal_packet_is_stored_once(linked_pair):
     """Publishing the very same lines again on the other side makes other packets: ids bind origin and time."""
-    ada, bob = pair
-    run_linked(ada, bob)
+    ada, bob = linked_pair
     first = ada.publish("the same words")
     second = bob.publish("the same words")
     assert first != second
@@ -94,10 +75,9 @@ def test_equal_packet_is_stored_once(pair):
         assert node.rows("SELECT count(*), count(DISTINCT packet_id) FROM federation_knowledgepacket") == [(2, 2)]
 
 
-def test_status_tells_the_truth(pair):
+def test_status_tells_the_truth(linked_pair):
     """`federationstatus` names link, counters and lag while running, keeps the counters when stopped, exit 0 either way."""
-    ada, bob = pair
-    run_linked(ada, bob)
+    ada, bob = linked_pair
     packet_id = ada.publish("counted")
     wait_for(lambda: bob.holds(packet_id), 5, "it arrives")
     wait_for(lambda: bob.counter("received") == 1 and ada.counter("sent") == 1, 5, "both counted it")
