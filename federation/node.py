@@ -61,7 +61,7 @@ from federation.protocol.events import (
 from federation.protocol.fetches import FetchBoard
 from federation.protocol.handshake import ClientHandshake, Local, ServerHandshake
 from federation.protocol.manifest import ManifestError, SignedManifest, parse_manifest
-from federation.protocol.recent import ExpiringIds
+from federation.protocol.recent import Refusals
 from federation.protocol.session import Linked, PeerSession
 from federation.verifier import VerifierPool
 from federation.wakeups import Watcher
@@ -119,7 +119,7 @@ class FederationNode:
         self.asked: Callable[[], Awaitable[None]] | None = None
         self.stopping = False
         self._suite = SodiumSuite()
-        self._refusals: dict[NodeId, ExpiringIds] = {}
+        self._refusals: dict[NodeId, Refusals] = {}
         self._tokens: dict[LinkDriver, str] = {}
         self._counted: dict[LinkDriver, Counter[str]] = {}
         self._pending_counts: Counter[tuple[str, str]] = Counter()
@@ -217,8 +217,8 @@ class FederationNode:
         """Return the drivers whose peer has not proven its key yet, oldest first."""
         return [driver for driver in self.drivers.values() if driver.session.peer is None]
 
-    def _refusals_of(self, peer: NodeId) -> ExpiringIds:
-        return self._refusals.setdefault(peer, ExpiringIds(self.limits.refusals_per_peer))
+    def _refusals_of(self, peer: NodeId) -> Refusals:
+        return self._refusals.setdefault(peer, Refusals(self.limits.refusals_per_peer))
 
     # Catalogue, for the sessions.
 

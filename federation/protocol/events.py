@@ -1,8 +1,8 @@
 """What goes into a PeerSession (events) and what comes out of it (effects).
 
-The shell hands over one event at a time with the clocks, executes the effects in order, and feeds
-replies back before the next frame. Events and effects carry batches, never single packets.
-Effects that ask something name the event that answers them.
+The shell hands over one event at a time with the clocks and executes the effects in order. Effects that ask
+something name the event that answers them; each is answered once, whenever the answer is there, whatever frames
+come in between. Events and effects carry batches, never single packets.
 """
 
 from collections.abc import Sequence
@@ -51,7 +51,7 @@ class Judgement:
     packet_id: PacketId | None
     reason: str = ""
     due_in_s: float = 0.0
-    """For EARLY: when it may be offered again."""
+    """When a refused packet may be offered again, if that is known: EARLY, or a rate that was exceeded."""
 
 
 # --- events ---
@@ -84,7 +84,7 @@ class LinkRefused:
 
 @dataclass(frozen=True, slots=True)
 class PolicyChanged:
-    """The operator changed trust or visibility; `refresh` is set when offered sets may differ."""
+    """The operator changed trust or visibility; the catalogue shows it already."""
 
     table: TrustTable
 

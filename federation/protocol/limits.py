@@ -4,7 +4,8 @@ Source: docs/protocol.md, section 8. Sizes are bytes, times seconds unless the n
 What lies beyond a bound is refused; each comment says what the bound protects and what happens beyond it.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Final
 
 KIB = 1024
 MIB = 1024 * KIB
@@ -25,6 +26,13 @@ MAX_SUCCESSION_BYTES = 16 * KIB
 MAX_SUCCESSION_STATEMENTS = 20
 MAX_BEACON_BYTES = 1_200
 CLOCK_SKEW_MS = 600_000  # a packet may be stamped this far ahead of our clock; beyond it: `early`
+MIN_RECONCILE_FRAME_BYTES = 4_096  # below it a frame could not hold one split, and reconciliation would not advance
+MAX_RECONCILE_COUNT = 2**22  # a count claimed in Interest or Scope buys no more rounds than this many packets
+
+
+def reconcile_rounds(count: int) -> int:
+    """Return how many requests of reconciliation one Scope allows for an origin of `count` packets; beyond: `overrun`."""
+    return 64 + min(count, MAX_RECONCILE_COUNT) // 250
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,3 +69,22 @@ class Limits:
     unknown_peers: int = 256
     unknown_peers_per_address: int = 8
     addresses_per_peer: int = 4
+
+    def within_protocol(self) -> "Limits":
+        """Return these limits with everything lowered that the other side would hold against this one.
+
+        An operator may send and ask for less than the protocol allows, but not for more: peers know its numbers, not ours.
+        """
+        return replace(
+            self,
+            batch_packets=min(self.batch_packets, PROTOCOL.batch_packets),
+            batch_bytes=min(self.batch_bytes, PROTOCOL.batch_bytes),
+            wants=min(self.wants, PROTOCOL.wants),
+            have_rows=min(self.have_rows, PROTOCOL.have_rows),
+            reconcile_frame_bytes=min(max(self.reconcile_frame_bytes, MIN_RECONCILE_FRAME_BYTES), PROTOCOL.reconcile_frame_bytes),
+            reconcile_origins=min(self.reconcile_origins, PROTOCOL.reconcile_origins),
+        )
+
+
+PROTOCOL: Final = Limits()
+"""The numbers of docs/protocol.md, which every peer goes by."""

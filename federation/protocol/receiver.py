@@ -1,28 +1,30 @@
 """The receiving half of a link: what this node learns from a peer. The receiver steers.
 
-    Interest --> Scope --> reconcile what differs --> ids needed --> missing here? --> Want --> Packets --> judge --> Ack
+    Interest --> Scope --> CatchUp: what differs --> Wants: what is missing --> Packets --> judged --> Ack
+                                        Have -----------^
 
-An id travels through `_learned` (asked of the store), `_needed` (waiting for a place among the unanswered
-Wants) and `_wanted` (asked of the peer). Ids another link is fetching wait in `_deferred`. Each is bounded;
-beyond the bound of learned ids no further Reconcile frame is sent, so the peer cannot fill memory.
+Interest says whose packets are accepted, Scope answers whose are offered. Each is sent anew when policy
+changes, and replaces its predecessor. Batches of Packets are judged by the shell, several at a time, and
+acknowledged when they are durable.
 
-Live packets come unasked. A live packet that was here already makes this side prefer announcements
-(Plumtree, Leitão et al. 2007); an announced id that is still missing after 200 ms is Wanted, and whole
-packets are preferred again.
+Live packets come unasked. One that was here already makes this side ask for announcements (Plumtree, Leitão et
+al. 2007); an announced id that is still missing after 200 ms is Wanted, which the peer takes as a wish for
+whole packets.
 
 Source: docs/protocol.md, section 6.
 """
 
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
 
 from federation.protocol import codec, messages
-from federation.protocol.errors import Code, Goodbye, RemoteProtocolError
+from federation.protocol.catchup import CatchUp
+from federation.protocol.envelope import Envelope
+from federation.protocol.errors import Code, Goodbye, PacketError, RemoteProtocolError
 from federation.protocol.events import (
     BatchJudged,
     Catalogue,
     Effect,
-    FindMissing,
     JudgeBatch,
     Judgement,
     LinkStats,
@@ -32,27 +34,50 @@ from federation.protocol.events import (
 from federation.protocol.fetches import FetchBoard
 from federation.protocol.limits import Limits
 from federation.protocol.manifest import ManifestError, parse_manifest
-from federation.protocol.packet import PacketId, packet_id_of
-from federation.protocol.recent import ExpiringIds
-from federation.protocol.reconcile import Initiator
+from federation.protocol.packet import PacketId, packet_id_of, parse_packet
+from federation.protocol.recent import RecentIds, Refusals
+from federation.protocol.wants import Wants
 from keys.encoding import KeyFingerprint, NodeId
-from peers.trust import Tier, TrustTable
+from peers.trust import KeyStatus, Tier, TrustTable
 
-HAVE_PATIENCE_S = 0.2  # an announced packet may still come as a whole from elsewhere
-ANNOUNCED_WAITING = 8_192  # announced ids waiting; beyond it they are left to reconciliation
-DEFERRED_RECHECK_S = 1.0
-BUSY_RETRY_S = 5.0
-MAX_ROUNDS = 2**22
-MANIFESTS_ASKED = 256  # GetManifest of one link waiting for an answer; beyond it an unfamiliar key waits for the next Scope
+# Interest is sent anew so much later when something could not be taken now: the store was busy, announcements
+# came faster than they could be looked up.
+RETRY_S = 5.0
+MIN_EARLY_S = 1.0  # a packet that is early is not looked for again sooner, whatever its clock says
+MANIFESTS_ASKED = 256  # GetManifest of one link without an answer; beyond it an unfamiliar key waits for the next Scope
+KEYS_ASKED = 2_048  # keys remembered as asked for since the last Interest, so that each packet does not ask anew
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """One received envelope while it is judged."""
+
+    packet_id: PacketId | None
+    """None for a row that could not be read."""
+    was_wanted: bool
+    unfamiliar: Envelope | None
+    """Kept when it names a key that is not trusted here."""
+
+
+@dataclass(frozen=True, slots=True)
+class _OpenBatch:
+    rows: list[_Row]
+    size: int
 
 
 class Receiver:
-    """State of what comes from one peer to this node."""
+    """State of what comes from one peer to this node.
+
+    Args:
+        link: Names this link among those that share `fetches`.
+        window: Packets, and canonical bytes of them, that may be unacknowledged; what this side's Welcome said.
+        peer_has: Told of each packet the peer turns out to have.
+    """
 
     def __init__(
         self,
         *,
-        link: object,
+        link: Hashable,
         peer: NodeId,
         table: TrustTable,
         limits: Limits,
@@ -62,90 +87,76 @@ class Receiver:
         send: Callable[[messages.Message], None],
         chance: Callable[[], float],
         stats: LinkStats,
-        refused: ExpiringIds,
+        refused: Refusals,
         peer_has: Callable[[PacketId], None],
     ) -> None:
-        self._link = link
         self._peer = peer
         self._table = table
         self._limits = limits
         self._window_packets, self._window_bytes = window
         self._catalogue = catalogue
-        self._fetches = fetches
         self._send = send
         self._chance = chance
         self._stats = stats
+        self._refused = refused
         self._peer_has = peer_has
+        self._wants = Wants(link=link, limits=limits, fetches=fetches, refused=refused, send=send, stats=stats)
+        self._catch_up = CatchUp(catalogue=catalogue, limits=limits, send=send, chance=chance, stats=stats)
 
+        self._is_started = False
         self._interest: dict[NodeId, int] = {}
         self._next_interest: float | None = None
-        self._scope: dict[NodeId, tuple[int, bytes]] = {}
-        self._is_started = False
-        self._asked_manifests: set[NodeId] = set()
-
-        self._origins: deque[NodeId] = deque()
-        self._reconciling: dict[NodeId, Initiator] = {}
-        self._rounds: dict[NodeId, int] = {}
-        self._held: dict[NodeId, bytes] = {}
-        self._unanswered: dict[NodeId, int] = {}
-        self._overtaken: dict[NodeId, int] = {}
-
-        self._learned = 0
-        self._needed: deque[PacketId] = deque()
-        self._needed_ids: set[PacketId] = set()
-        self._deferred: dict[PacketId, None] = {}
-        self._deferred_due: float | None = None
-        self._wanted: dict[PacketId, float] = {}
-        self._timed_out: set[PacketId] = set()
-        self._refused = refused
-
-        self._announced: dict[PacketId, float] = {}
-        self._announced_wants: set[PacketId] = set()
-        self._prefers_announce = False
+        self._scopes_awaited = 0
+        self._manifests_awaited: set[NodeId] = set()
+        self._keys_asked = RecentIds(KEYS_ASKED)
 
         self._next_batch = 0
         self._open: dict[int, _OpenBatch] = {}
         self._open_packets = 0
         self._open_bytes = 0
-        self._rejections = 0
 
     # --- what the shell may show ---
 
     @property
     def in_flight(self) -> tuple[int, int]:
+        """Packets received and not acknowledged, and their canonical bytes."""
         return self._open_packets, self._open_bytes
 
     @property
     def missing(self) -> int:
         """Ids known to be missing here and not yet received over this link."""
-        return self._learned + len(self._needed) + len(self._deferred) + len(self._wanted)
+        return self._wants.missing
 
     @property
     def is_settled(self) -> bool:
-        return not (self._origins or self._reconciling or self.missing or self._open)
+        """True when nothing more is expected but live packets."""
+        return not self._scopes_awaited and self._catch_up.is_idle and not self._wants.missing and not self._open
 
     @property
     def deadline(self) -> float | None:
-        moments = [self._next_interest, self._deferred_due]
-        if self._wanted:
-            moments.append(next((due for packet_id, due in self._wanted.items() if packet_id not in self._timed_out), None))
-        if self._announced:
-            moments.append(next(iter(self._announced.values())))
+        moments = [self._next_interest, self._wants.deadline]
         return min((moment for moment in moments if moment is not None), default=None)
 
     # --- interest and scope ---
 
+    @property
+    def awaits_scope(self) -> bool:
+        return self._scopes_awaited > 0
+
     def start(self, now: float) -> None:
-        """The peer grants pull: say whose packets are accepted here."""
+        """The peer grants pull: say whose packets are accepted here, perhaps nobody's."""
         self._is_started = True
         self.send_interest(now)
 
     def send_interest(self, now: float) -> None:
+        """Say whose packets are accepted, unless the peer gives none."""
         if not self._is_started:
             return
         rows = [(origin, self._catalogue.summary(origin)[0]) for origin in self._table.accepted_origins(self._peer)]
         self._interest = dict(rows)
         self._next_interest = now + self._limits.interest_interval_s * (0.8 + 0.4 * self._chance())
+        self._scopes_awaited += 1
+        self._keys_asked.clear()
         self._send(messages.Interest(rows=rows))
 
     def policy_changed(self, table: TrustTable, now: float) -> None:
@@ -162,44 +173,43 @@ class Receiver:
         """
         if not self._is_started:
             raise RemoteProtocolError("a Scope that no Interest asked for")
-        self._scope = {NodeId(origin): (count, fingerprint) for origin, count, fingerprint, _ in message.rows}
-        self._rounds = {}
-        self._origins.clear()
-        for origin in list(self._reconciling):
-            # What has a request under way goes on if it is still offered; everything else begins anew.
-            if origin in self._held or origin not in self._scope:
-                self._drop(origin)
-        for origin, count, fingerprint, key_fingerprint in message.rows:
+        self._scopes_awaited = max(0, self._scopes_awaited - 1)
+        differing: dict[NodeId, int] = {}
+        for row_origin, count, fingerprint, key_fingerprint in message.rows:
+            origin = NodeId(row_origin)
             if origin not in self._interest:
-                continue
-            if KeyFingerprint(key_fingerprint) not in self._table.keys:
-                self._ask_manifest(NodeId(origin))
-            if count and self._catalogue.summary(NodeId(origin)) != (count, fingerprint):
-                self._origins.append(NodeId(origin))
-        self._reconcile_more()
+                continue  # overtaken by a later Interest, or offered in vain
+            self._look_at_key(origin, KeyFingerprint(key_fingerprint))
+            if count and self._catalogue.summary(origin) != (count, fingerprint):
+                differing[origin] = max(count, self._interest[origin])
+        self._catch_up.begin(differing)
+        self._catch_up.advance(has_place=self._wants.has_place)
 
-    def _drop(self, origin: NodeId) -> None:
-        """Give up a reconciliation; the answer to a request that is still under way will be passed over."""
-        del self._reconciling[origin]
-        self._held.pop(origin, None)
-        if self._unanswered.get(origin):
-            self._overtaken[origin] = self._unanswered[origin]
+    def _look_at_key(self, origin: NodeId, fingerprint: KeyFingerprint) -> None:
+        """Ask for the manifest of an origin whose key is unfamiliar, once for each Interest."""
+        key = self._table.keys.get(fingerprint)
+        if (key is not None and key.node_id == origin) or origin == self._table.own:
+            return
+        self._ask_manifest(origin, fingerprint)
 
-    def _ask_manifest(self, origin: NodeId) -> None:
-        if origin not in self._asked_manifests and len(self._asked_manifests) < MANIFESTS_ASKED:
-            self._asked_manifests.add(origin)
+    def _ask_manifest(self, origin: NodeId, fingerprint: KeyFingerprint) -> None:
+        if origin in self._manifests_awaited or fingerprint in self._keys_asked:
+            return
+        if len(self._manifests_awaited) < MANIFESTS_ASKED:
+            self._manifests_awaited.add(origin)
+            self._keys_asked.add(fingerprint)
             self._send(messages.GetManifest(origin=origin))
 
     def manifest(self, message: messages.Manifest) -> list[Effect]:
-        """Take a manifest that was asked for.
+        """Take a manifest that was asked for; a key in it changes the policy, and that sends Interest.
 
         Raises:
             RemoteProtocolError: it was not asked for.
         """
         origin = NodeId(message.origin)
-        if origin not in self._asked_manifests:
+        if origin not in self._manifests_awaited:
             raise RemoteProtocolError("a Manifest that nothing asked for")
-        self._asked_manifests.discard(origin)
+        self._manifests_awaited.discard(origin)
         if message.signed is None:
             return []
         try:
@@ -210,181 +220,20 @@ class Receiver:
 
     # --- reconciliation: this side asks ---
 
-    def _reconcile_more(self) -> None:
-        while self._origins and len(self._reconciling) < self._limits.reconcile_origins and self._has_place():
-            origin = self._origins.popleft()
-            if origin in self._reconciling:
-                continue
-            initiator = Initiator(
-                self._catalogue.items(origin),
-                frame_limit=self._limits.reconcile_frame_bytes,
-                split_seed=int(self._chance() * 2**32),
-            )
-            self._reconciling[origin] = initiator
-            self._request(origin, initiator.initiate())
-        while self._held and self._has_place():
-            origin = next(iter(self._held))
-            self._request(origin, self._held.pop(origin))
-
-    def _request(self, origin: NodeId, frame: bytes) -> None:
-        rounds = self._rounds.get(origin, 0) + 1
-        count = max(self._scope.get(origin, (0, b""))[0], self._interest.get(origin, 0))
-        if rounds > min(MAX_ROUNDS, 64 + count // 250):
-            # The peer would end the link; the next Interest begins anew.
-            self._drop(origin)
-            return
-        self._rounds[origin] = rounds
-        self._unanswered[origin] = self._unanswered.get(origin, 0) + 1
-        self._stats.reconcile_rounds += 1
-        self._send(messages.Reconcile(origin=origin, role=messages.Role.REQUEST, frame=frame))
-
-    def _has_place(self) -> bool:
-        return self._learned + len(self._needed) + len(self._deferred) < self._limits.learned_ids
-
-    def reconcile(self, message: messages.Reconcile) -> list[Effect]:
+    def reconcile(self, message: messages.Reconcile, now: float) -> list[Effect]:
         """Take the answer to a request.
 
         Raises:
             RemoteProtocolError: no request is open for the origin, or the frame is malformed.
         """
-        origin = NodeId(message.origin)
-        if not self._unanswered.get(origin):
-            raise RemoteProtocolError("an answer to no request of reconciliation")
-        self._unanswered[origin] -= 1
-        if not self._unanswered[origin]:
-            del self._unanswered[origin]
-        if self._overtaken.get(origin):
-            self._overtaken[origin] -= 1
-            if not self._overtaken[origin]:
-                del self._overtaken[origin]
-            return []
-        step = self._reconciling[origin].receive(message.frame)
-        if step.next_frame is None:
-            del self._reconciling[origin]
-        else:
-            self._held[origin] = step.next_frame
-        effects = self._learn([PacketId(packet_id) for packet_id in step.need])
-        self._reconcile_more()
+        effects = self._wants.learn(self._catch_up.answer(message), now)
+        self._catch_up.advance(has_place=self._wants.has_place)
         return effects
 
-    def _learn(self, ids: Sequence[PacketId]) -> list[Effect]:
-        fresh = [packet_id for packet_id in ids if packet_id not in self._needed_ids and packet_id not in self._wanted]
-        if not fresh:
-            return []
-        self._learned += len(fresh)
-        return [FindMissing(ids=tuple(fresh))]
-
     def missing_found(self, asked: Sequence[PacketId], missing: Sequence[PacketId], now: float) -> None:
-        """The store told which of the learned ids are missing: queue them, and Want what may be Wanted."""
-        self._learned -= len(asked)
-        if self._prefers_announce and not self._announced_wants.isdisjoint(missing):
-            # Announcements alone reach this side too slowly.
-            self._prefers_announce = False
-            self._send(messages.Prefer(mode=messages.Preference.PUSH))
-        self._announced_wants.difference_update(asked)
-        for packet_id in missing:
-            if packet_id in self._needed_ids or packet_id in self._wanted or self._refused.holds(packet_id, now):
-                continue
-            self._needed.append(packet_id)
-            self._needed_ids.add(packet_id)
-        self._want_more(now)
-
-    # --- want ---
-
-    def _want_more(self, now: float) -> None:
-        ids: list[PacketId] = []
-        while self._needed and len(self._wanted) < self._limits.wants:
-            packet_id = self._needed.popleft()
-            self._needed_ids.discard(packet_id)
-            if not self._fetches.claim(packet_id, self._link, now, now + self._limits.want_timeout_s):
-                self._deferred[packet_id] = None
-                if self._deferred_due is None:
-                    self._deferred_due = now + DEFERRED_RECHECK_S
-                continue
-            self._wanted[packet_id] = now + self._limits.want_timeout_s
-            ids.append(packet_id)
-        if ids:
-            self._send(messages.Want(ids=ids))
-        self._reconcile_more()
-
-    def _answered(self, packet_id: PacketId) -> bool:
-        """Return True when the id was Wanted here; it no longer is."""
-        self._announced.pop(packet_id, None)
-        if self._wanted.pop(packet_id, None) is None:
-            return False
-        self._timed_out.discard(packet_id)
-        return True
-
-    # --- packets ---
-
-    def packets(self, message: messages.Packets) -> list[Effect]:
-        """Take one batch: it is judged elsewhere and acknowledged when it is durable.
-
-        Raises:
-            RemoteProtocolError: batches out of order, or more unacknowledged than the window allows (`overrun`).
-        """
-        if message.batch != self._next_batch:
-            raise RemoteProtocolError("a batch out of order")
-        self._next_batch += 1
-        envelopes = [codec.decode_row(row) for row in message.rows]
-        size = sum(len(envelope.body) for envelope in envelopes if envelope is not None)
-        self._open_packets += len(envelopes)
-        self._open_bytes += size
-        if self._open_packets > self._window_packets or self._open_bytes > self._window_bytes:
-            raise RemoteProtocolError("more unacknowledged packets than the window allows", Goodbye.OVERRUN)
-        self._stats.packets_in += len(envelopes)
-        self._stats.bytes_in += size
-        live: list[bool] = []
-        for envelope in envelopes:
-            live.append(envelope is None or not self._answered(packet_id_of(envelope.body)))
-        for packet_id in message.gone:
-            if self._answered(packet_id):
-                self._fetches.release(packet_id, self._link)
-        self._open[message.batch] = _OpenBatch(len(envelopes), size, live)
-        return [JudgeBatch(batch=message.batch, envelopes=envelopes)]
-
-    def judged(self, event: BatchJudged, now: float) -> list[Effect]:
-        """Acknowledge a batch, and draw the consequences of what became of each packet."""
-        batch = self._open.pop(event.batch)
-        self._open_packets -= batch.packets
-        self._open_bytes -= batch.size
-        self._send(messages.Ack(batch=event.batch, codes=[judgement.code for judgement in event.judgements]))
-        duplicate_live = False
-        for judgement, was_live in zip(event.judgements, batch.live, strict=True):
-            code = judgement.code
-            self._stats.outcomes_in[code] = self._stats.outcomes_in.get(code, 0) + 1
-            packet_id = judgement.packet_id
-            if packet_id is not None:
-                self._fetches.release(packet_id, self._link)
-                if code.is_refusal:
-                    self._remember_refusal(packet_id, judgement, now)
-                else:
-                    self._peer_has(packet_id)
-            if code is Code.DUPLICATE and was_live:
-                duplicate_live = True
-            if code.is_rejection:
-                self._rejections += 1
-        if duplicate_live and not self._prefers_announce:
-            self._prefers_announce = True
-            self._send(messages.Prefer(mode=messages.Preference.ANNOUNCE))
-        self._want_more(now)
-        if self._rejections > self._limits.rejections and self._table.standing(self._peer).tier is not Tier.CORE:
-            return [Penalise(reason=f"{self._rejections} rejected packets on one link")]
-        return []
-
-    def _remember_refusal(self, packet_id: PacketId, judgement: Judgement, now: float) -> None:
-        if judgement.code is Code.BUSY:
-            # This node's own trouble: what was declined is looked for again soon.
-            self._ask_again(now + BUSY_RETRY_S)
-            return
-        memory_s = judgement.due_in_s if judgement.code is Code.EARLY else self._limits.refusal_memory_s
-        self._refused.add(packet_id, now + memory_s)
-        if judgement.code is Code.EARLY:
-            self._ask_again(now + memory_s)
-
-    def _ask_again(self, moment: float) -> None:
-        if self._next_interest is not None:
-            self._next_interest = min(self._next_interest, moment)
+        """The store told which of the learned ids are missing."""
+        self._wants.found(asked, missing, now)
+        self._catch_up.advance(has_place=self._wants.has_place)
 
     # --- announcements ---
 
@@ -392,57 +241,119 @@ class Receiver:
         """Note announced ids: each is Wanted if it is still missing a little later."""
         for origin, packet_id in message.rows:
             self._peer_has(packet_id)
-            if origin not in self._interest or packet_id in self._wanted or packet_id in self._announced:
-                continue
-            if len(self._announced) < ANNOUNCED_WAITING:
-                self._announced[packet_id] = now + HAVE_PATIENCE_S
+            if origin in self._interest and not self._wants.announce(packet_id, now):
+                self._ask_again(now + RETRY_S)
 
-    def _announced_due(self, now: float) -> list[Effect]:
-        due = [packet_id for packet_id, moment in self._announced.items() if moment <= now]
-        if not due:
+    # --- packets ---
+
+    def packets(self, message: messages.Packets, now: float) -> list[Effect]:
+        """Take one batch: it is judged elsewhere and acknowledged when it is durable.
+
+        Raises:
+            RemoteProtocolError: batches out of order, or more unacknowledged than the window allows (`overrun`).
+        """
+        if message.batch != self._next_batch:
+            raise RemoteProtocolError(f"batch {message.batch} where {self._next_batch} is due")
+        self._next_batch += 1
+        size = sum(map(codec.row_bytes, message.rows))
+        if self._open_packets + len(message.rows) > self._window_packets or self._open_bytes + size > self._window_bytes:
+            raise RemoteProtocolError("more unacknowledged packets than the window allows", Goodbye.OVERRUN)
+        for packet_id in message.gone:
+            self._wants.gone(packet_id, now)
+        if not message.rows:
+            # Nothing to judge. Acknowledged at once, a flood of these leaves nothing open.
+            self._send(messages.Ack(batch=message.batch, codes=[]))
+            self._go_on(now)
             return []
-        for packet_id in due:
-            del self._announced[packet_id]
-        self._learned += len(due)
-        self._announced_wants.update(due)
-        return [FindMissing(ids=tuple(due))]
+        envelopes = [codec.decode_row(row) for row in message.rows]
+        self._open[message.batch] = _OpenBatch([self._arrived(envelope, now) for envelope in envelopes], size)
+        self._open_packets += len(envelopes)
+        self._open_bytes += size
+        self._stats.packets_in += len(envelopes)
+        self._stats.bytes_in += size
+        return [JudgeBatch(batch=message.batch, envelopes=envelopes)]
+
+    def _arrived(self, envelope: Envelope | None, now: float) -> _Row:
+        if envelope is None:
+            return _Row(packet_id=None, was_wanted=True, unfamiliar=None)
+        packet_id = packet_id_of(envelope.body)
+        key = self._table.keys.get(envelope.key_fingerprint)
+        is_familiar = key is not None and key.status is KeyStatus.TRUSTED
+        return _Row(packet_id, self._wants.arrived(packet_id, now), None if is_familiar else envelope)
+
+    def judged(self, event: BatchJudged, now: float) -> list[Effect]:
+        """Acknowledge a batch, and draw the consequences of what became of each packet."""
+        batch = self._open.pop(event.batch)
+        self._open_packets -= len(batch.rows)
+        self._open_bytes -= batch.size
+        self._send(messages.Ack(batch=event.batch, codes=[judgement.code for judgement in event.judgements]))
+        is_pushed_in_vain = False
+        for row, judgement in zip(batch.rows, event.judgements, strict=True):
+            code = judgement.code
+            self._stats.outcomes_in[code] = self._stats.outcomes_in.get(code, 0) + 1
+            if code is Code.DUPLICATE and not row.was_wanted:
+                is_pushed_in_vain = True
+            if code.is_rejection:
+                self._refused.rejections += 1
+            if row.packet_id is None:
+                continue
+            self._wants.judged(row.packet_id, now)
+            if code.is_refusal:
+                self._remember_refusal(row.packet_id, judgement, now)
+            else:
+                self._peer_has(row.packet_id)
+            if code is Code.UNKNOWN_KEY and row.unfamiliar is not None:
+                self._ask_whose_key(row.unfamiliar)
+        if is_pushed_in_vain:
+            # Said each time: a Want of an id that was announced may have restored push in between.
+            self._send(messages.Prefer(mode=messages.Preference.ANNOUNCE))
+        self._go_on(now)
+        return self._weigh_rejections()
+
+    def _go_on(self, now: float) -> None:
+        self._wants.send_more(now)
+        self._catch_up.advance(has_place=self._wants.has_place)
+
+    def _remember_refusal(self, packet_id: PacketId, judgement: Judgement, now: float) -> None:
+        """Keep a refused packet from being fetched again, for as long as the refusal stands."""
+        match judgement.code:
+            case Code.BUSY:
+                # This node's own trouble: what was declined is looked for again soon.
+                self._ask_again(now + RETRY_S)
+            case Code.EARLY:
+                due = now + max(judgement.due_in_s, MIN_EARLY_S)
+                self._refused.add(packet_id, due)
+                self._ask_again(due)
+            case _:
+                self._refused.add(packet_id, now + (judgement.due_in_s or self._limits.refusal_memory_s))
+
+    def _ask_whose_key(self, envelope: Envelope) -> None:
+        try:
+            origin = parse_packet(envelope.body).origin
+        except PacketError:
+            return  # the judge saw a packet where there is none; nobody to ask about
+        self._ask_manifest(origin, envelope.key_fingerprint)
+
+    def _ask_again(self, moment: float) -> None:
+        if self._next_interest is not None:
+            self._next_interest = min(self._next_interest, moment)
+
+    def _weigh_rejections(self) -> list[Effect]:
+        if self._refused.rejections <= self._limits.rejections or self._table.standing(self._peer).tier is Tier.CORE:
+            return []
+        reason = f"{self._refused.rejections} rejected packets"
+        self._refused.rejections = 0  # the penalty is for these
+        return [Penalise(reason=reason)]
 
     # --- time ---
 
     def timer(self, now: float) -> list[Effect]:
         if self._next_interest is not None and now >= self._next_interest:
             self.send_interest(now)
-        effects = self._announced_due(now)
-        if self._deferred_due is not None and now >= self._deferred_due:
-            effects.extend(self._recheck_deferred(now))
-        for packet_id, due in self._wanted.items():
-            if due > now:
-                break
-            if packet_id not in self._timed_out:
-                # The place among the unanswered stays taken, for the peer counts it too; others may fetch the packet now.
-                self._timed_out.add(packet_id)
-                self._fetches.release(packet_id, self._link)
-                self._stats.withheld += 1
+        effects = self._wants.timer(now)
+        self._go_on(now)
         return effects
-
-    def _recheck_deferred(self, now: float) -> list[Effect]:
-        free = tuple(packet_id for packet_id in self._deferred if not self._fetches.is_claimed(packet_id, now))
-        for packet_id in free:
-            del self._deferred[packet_id]
-        self._deferred_due = now + DEFERRED_RECHECK_S if self._deferred else None
-        return self._learn(free)
 
     def close(self) -> None:
         """The link ended: what it was fetching may be fetched elsewhere."""
-        self._fetches.release_all(self._link)
-
-
-class _OpenBatch:
-    """A received batch that is not acknowledged yet; `live` tells for each row whether it came unasked."""
-
-    __slots__ = ("live", "packets", "size")
-
-    def __init__(self, packets: int, size: int, live: list[bool]) -> None:
-        self.packets = packets
-        self.size = size
-        self.live = live
+        self._wants.close()

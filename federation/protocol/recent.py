@@ -1,6 +1,4 @@
-"""A set that remembers the newest ids and forgets the oldest, so that its memory is bounded."""
-
-from collections.abc import Iterable
+"""What is remembered of ids for a while, in bounded memory."""
 
 
 class RecentIds:
@@ -24,27 +22,29 @@ class RecentIds:
         if len(self._ids) > self.capacity:
             del self._ids[next(iter(self._ids))]
 
-    def update(self, ids: Iterable[bytes]) -> None:
-        for packet_id in ids:
-            self.add(packet_id)
-
-    def discard(self, packet_id: bytes) -> None:
-        self._ids.pop(packet_id, None)
+    def clear(self) -> None:
+        self._ids.clear()
 
 
-class ExpiringIds:
-    """Ids remembered until a moment each has of its own; at most `capacity`, the oldest entries go first."""
+class Refusals:
+    """What a node remembers of the packets of one peer that it refused; it outlives links.
 
-    __slots__ = ("_until", "capacity")
+    At most `capacity` ids, each until a moment of its own, those added longest ago go first. Beside them the
+    number of rejected packets since the last penalty, so that a new link brings no new budget.
+    """
+
+    __slots__ = ("_until", "capacity", "rejections")
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
+        self.rejections = 0
         self._until: dict[bytes, float] = {}
 
     def __len__(self) -> int:
         return len(self._until)
 
     def add(self, packet_id: bytes, until: float) -> None:
+        """Remember a refused id until a moment in monotonic seconds."""
         self._until.pop(packet_id, None)
         self._until[packet_id] = until
         if len(self._until) > self.capacity:
@@ -60,4 +60,5 @@ class ExpiringIds:
         return True
 
     def clear(self) -> None:
+        """Forget the ids: policy, a key or a vouch changed, and what was refused may be welcome now."""
         self._until.clear()

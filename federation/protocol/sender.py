@@ -6,12 +6,14 @@ out live, and what it Wants is answered. Both share the batch numbers and one wi
     feed rows --> live queue --\\
                                 +--> loading --> loaded --> Packets (unacknowledged until Ack)
     Want ids  --> wanted queue -/
-    feed rows --> announced ids --> Have                     (while the peer prefers announcements)
+    feed rows --> Have                                       (while the peer prefers announcements)
 
 Memory is bounded: the live queue is filled from the store by arrival number only while it is short,
-the wanted queue by the Want limit, loaded bodies by one batch, unacknowledged ids by the window.
+the wanted queue by the Want limit, loaded bodies by one batch, unacknowledged ids by the window, open batches
+by their number.
 
-Policy is asked at each step that lets something out, with the table of that moment.
+Policy is asked at each step that lets something out, with the table of that moment. What was read from the store
+before a change of policy is read again after it, for a packet may have been hidden.
 
 Source: docs/protocol.md, section 6.
 """
@@ -21,7 +23,7 @@ from collections.abc import Callable, Sequence
 from itertools import chain, islice
 
 from federation.protocol import codec, messages
-from federation.protocol.errors import Code, Goodbye, RemoteProtocolError
+from federation.protocol.errors import Goodbye, RemoteProtocolError
 from federation.protocol.events import (
     Catalogue,
     Effect,
@@ -32,25 +34,38 @@ from federation.protocol.events import (
     ReadFeed,
     StoredEnvelope,
 )
-from federation.protocol.limits import Limits
+from federation.protocol.limits import PROTOCOL, Limits, reconcile_rounds
 from federation.protocol.manifest import SignedManifest
+from federation.protocol.negentropy import VERSION
 from federation.protocol.packet import PacketId
 from federation.protocol.recent import RecentIds
-from federation.protocol.reconcile import Responder
+from federation.protocol.reconcile import ReconcileError, Responder
 from keys.encoding import KeyFingerprint, NodeId
-from peers.trust import KeyStatus, TrustTable
+from peers.trust import Audience, KeyStatus, TrustTable
 
 FEED_ROWS = 512  # rows asked of the feed at once
 LIVE_QUEUE = 256  # rows waiting; beyond it the feed is read again later
-KNOWN_IDS = 65_536  # ids the peer is known to have; beyond it the oldest are forgotten, which costs a duplicate
-UNACKED_GONE = 256  # open batches that hold nothing but gone ids; beyond it a peer asks and never acknowledges: overrun
-MAX_ROUNDS = 2**22
+# Ids the peer is known to have, and ids announced to it. Both matter for the moments between a packet's ways
+# here and there; beyond them the oldest are forgotten, which costs a duplicate.
+KNOWN_IDS = 8_192
+# Batches without an Ack. The window bounds those with packets; a peer that asks for what is gone and never
+# acknowledges gets no further answers until it does.
+OPEN_BATCHES = 1_024
+# GetManifest waiting for its answer: one for each row of the largest Scope; beyond: overrun.
+MANIFESTS_WANTED = PROTOCOL.scope_rows
 HAVE_DELAY_S = 0.02
-NOTHING = b"\x61"  # a Reconcile answer for an origin that left the scope: the protocol version alone
+NOTHING = bytes((VERSION,))  # a Reconcile answer for an origin that left the scope: the protocol version alone
 
 
 class Sender:
-    """State of what goes from this node to one peer. Every method returns effects or appends messages by `send`."""
+    """State of what goes from this node to one peer. Every method returns effects or appends messages by `send`.
+
+    Args:
+        may_push: The peer takes packets; if not, an Interest is answered with an empty Scope.
+        window: Packets, and canonical bytes of them, that may be unacknowledged.
+        send_encoded: Sends a message that is encoded already.
+        chance: Random numbers in [0, 1), for split points.
+    """
 
     def __init__(
         self,
@@ -58,6 +73,7 @@ class Sender:
         peer: NodeId,
         table: TrustTable,
         limits: Limits,
+        may_push: bool,
         window: tuple[int, int],
         catalogue: Catalogue,
         send: Callable[[messages.Message], None],
@@ -68,6 +84,7 @@ class Sender:
         self._peer = peer
         self._table = table
         self._limits = limits
+        self._may_push = may_push
         self._window_packets, self._window_bytes = window
         self._catalogue = catalogue
         self._send = send
@@ -78,23 +95,22 @@ class Sender:
         self._interest: dict[NodeId, int] | None = None
         self._scope: dict[NodeId, int] = {}
         self._ever_in_scope: set[NodeId] = set()
-        self._unwelcome: set[NodeId] = set()
         self._rounds: dict[NodeId, int] = {}
+        self._manifests_wanted: deque[NodeId] = deque()
 
-        self._started = False
         self._cursor = 0
         self._head = 0
         self._reading = False
-        self._live: deque[FeedRow] = deque()
-        self._live_ids: set[PacketId] = set()
-        self._wanted: deque[PacketId] = deque()
-        self._wanted_ids: set[PacketId] = set()
+        self._read_is_stale = False
+        self._live: dict[PacketId, NodeId] = {}
+        self._wanted: dict[PacketId, None] = {}
         self._loading = False
+        self._load_is_stale = False
         self._loaded: deque[tuple[PacketId, StoredEnvelope | None]] = deque()
         self._gone: list[PacketId] = []
 
         self._batch = 0
-        self._unacked: dict[int, list[tuple[PacketId, int, NodeId]]] = {}
+        self._unacked: dict[int, list[tuple[PacketId, int]]] = {}
         self._unacked_ids: set[PacketId] = set()
         self._unacked_bytes = 0
 
@@ -128,45 +144,74 @@ class Sender:
 
     def interest(self, message: messages.Interest) -> list[Effect]:
         """The peer says whose packets it accepts: answer with a Scope, and begin live delivery."""
-        self._interest = dict(message.rows)
+        if self._interest is None:
+            # The catalogue holds everything up to its head: reconciliation covers that, live what comes after.
+            self._cursor = self._head = self._catalogue.head
+        self._interest = {NodeId(origin): count for origin, count in message.rows}
         return self._offer()
 
     def policy_changed(self, table: TrustTable) -> list[Effect]:
         """Offer anew under the new table, unasked, once there has been an Interest."""
         self._table = table
-        return self._offer() if self._interest is not None else []
+        # Any of these may have been hidden. What is not announced for that the peer finds by the new Scope.
+        self._have.clear()
+        self._loaded.clear()
+        self._load_is_stale = self._loading
+        self._read_is_stale = self._reading
+        if self._interest is None:
+            return []
+        return [*self._offer(), *self.pump()]
 
     def _offer(self) -> list[Effect]:
-        """Send the Scope: all that policy lets go there, whether or not the peer's Interest names it.
-
-        An origin the peer does not accept is declined there, with the reason on its operator's screen; after the first
-        such answer its packets are held back until the peer's next Interest.
-        """
         interest = self._interest or {}
         key_fingerprints = self._key_fingerprints()
         rows: list[tuple[NodeId, int, bytes, KeyFingerprint]] = []
-        scope: dict[NodeId, int] = {}
-        for origin in self._table.offered_origins(self._peer):
+        self._scope = {}
+        for origin in self._table.offered_origins(self._peer) if self._may_push else ():
             key_fingerprint = key_fingerprints.get(origin)
-            if key_fingerprint is None:
-                continue
-            count, fingerprint = self._catalogue.summary(origin)
-            rows.append((origin, count, fingerprint, key_fingerprint))
-            scope[origin] = max(count, interest.get(origin, 0))
-        self._scope = scope
-        self._ever_in_scope.update(scope)
+            if origin in interest and key_fingerprint is not None:
+                count, fingerprint = self._catalogue.summary(origin)
+                rows.append((origin, count, fingerprint, key_fingerprint))
+                self._scope[origin] = max(count, interest[origin])
+        self._ever_in_scope.update(self._scope)
         self._rounds = {}
-        self._unwelcome.clear()
-        self._have = [row for row in self._have if row[0] in scope]
-        if not self._started:
-            self._started = True
-            # The catalogue holds everything up to its head: reconciliation covers that, live what comes after.
-            self._cursor = self._head = self._catalogue.head
+        self._have = [row for row in self._have if row[0] in self._scope]
+        self._live = {packet_id: origin for packet_id, origin in self._live.items() if origin in self._scope}
         self._send(messages.Scope(rows=rows))
         return self._read_feed()
 
     def _key_fingerprints(self) -> dict[NodeId, KeyFingerprint]:
         return {key.node_id: fingerprint for fingerprint, key in self._table.keys.items() if key.status is KeyStatus.TRUSTED}
+
+    # --- manifests ---
+
+    def manifest_wanted(self, message: messages.GetManifest) -> list[Effect]:
+        """Answer with the manifest of an origin, one after the other.
+
+        Raises:
+            RemoteProtocolError: more questions than origins could be offered (`overrun`).
+        """
+        if len(self._manifests_wanted) >= MANIFESTS_WANTED:
+            raise RemoteProtocolError("too many unanswered GetManifest", Goodbye.OVERRUN)
+        self._manifests_wanted.append(NodeId(message.origin))
+        return self._load_manifest() if len(self._manifests_wanted) == 1 else []
+
+    def manifest_loaded(self, origin: NodeId, signed: SignedManifest | None) -> list[Effect]:
+        self._manifests_wanted.popleft()
+        may_know = signed is not None and self._may_know(origin)
+        self._send(messages.Manifest(origin=origin, signed=(signed.body, signed.signature) if signed and may_know else None))
+        return self._load_manifest()
+
+    def _load_manifest(self) -> list[Effect]:
+        return [LoadManifest(origin=self._manifests_wanted[0])] if self._manifests_wanted else []
+
+    def _may_know(self, origin: NodeId) -> bool:
+        """Return whether the peer may learn that this node knows an origin: if it may see any packet of it."""
+        return (
+            origin == self._table.own
+            or self._table.may_send(self._peer, origin, Audience.CORE).allowed
+            or self._table.may_query(self._peer, origin, Audience.PUBLIC).allowed
+        )
 
     # --- reconciliation: this side answers ---
 
@@ -178,18 +223,20 @@ class Sender:
                 scope are used up (`overrun`).
         """
         origin = NodeId(message.origin)
+        if origin not in self._ever_in_scope:
+            raise RemoteProtocolError("reconciliation of an origin that was never offered")
+        if message.frame[:1] != NOTHING:
+            raise ReconcileError("reconciliation of another version")
         if origin not in self._scope:
-            if origin not in self._ever_in_scope:
-                raise RemoteProtocolError("reconciliation of an origin that was never offered")
             self._send(messages.Reconcile(origin=origin, role=messages.Role.ANSWER, frame=NOTHING))
             return
         rounds = self._rounds.get(origin, 0) + 1
-        if rounds > min(MAX_ROUNDS, 64 + self._scope[origin] // 250):
+        if rounds > reconcile_rounds(self._scope[origin]):
             raise RemoteProtocolError("too many rounds of reconciliation", Goodbye.OVERRUN)
         self._rounds[origin] = rounds
         self._stats.reconcile_rounds += 1
         responder = Responder(
-            self._catalogue.items(origin), frame_limit=self._limits.reconcile_frame_bytes, split_seed=int(self._chance() * 2**32)
+            self._catalogue.items(origin), frame_limit=self._limits.reconcile_frame_bytes, split_seed=int(self._chance() * 2**53)
         )
         self._send(messages.Reconcile(origin=origin, role=messages.Role.ANSWER, frame=responder.answer(message.frame)))
 
@@ -202,15 +249,21 @@ class Sender:
     def feed_read(self, rows: Sequence[FeedRow], upto: int, now: float) -> list[Effect]:
         """Queue what of these rows is in the scope and the peer is not known to have."""
         self._reading = False
+        if self._read_is_stale:
+            self._read_is_stale = False
+            return self._read_feed()
         for row in rows:
             if row.arrival <= self._cursor or not self._wants_live(row):
                 continue
             if self._announcing:
-                self._announce(row, now)
-            elif row.packet_id not in self._unacked_ids and row.packet_id not in self._live_ids:
-                self._live.append(row)
-                self._live_ids.add(row.packet_id)
-        self._cursor = max(self._cursor, upto)
+                self._announce(row.packet_id, row.origin, now)
+            else:
+                self._live[row.packet_id] = row.origin
+        if upto > self._cursor:
+            self._cursor = upto
+        else:
+            # The feed ends before the number it once named, its last packets being hidden by now.
+            self._head = self._cursor
         return [*self.pump(), *self._read_feed()]
 
     def peer_has(self, packet_id: PacketId) -> None:
@@ -218,14 +271,12 @@ class Sender:
         self._peer_has.add(packet_id)
 
     def prefer(self, message: messages.Prefer, now: float) -> list[Effect]:
-        if message.mode == messages.Preference.ANNOUNCE:
-            self._announcing = True
-            for row in self._live:
-                self._announce(row, now)
-            self._live.clear()
-            self._live_ids.clear()
-        else:
-            self._announcing = False
+        """The peer says how it wants to hear of live packets; those queued already follow."""
+        self._announcing = message.mode == messages.Preference.ANNOUNCE
+        if self._announcing:
+            live, self._live = self._live, {}
+            for packet_id, origin in live.items():
+                self._announce(packet_id, origin, now)
         return self.pump()
 
     def timer(self, now: float) -> None:
@@ -236,16 +287,17 @@ class Sender:
         return (
             not row.hidden
             and row.origin in self._scope
-            and row.origin != self._peer
             and row.received_from != self._peer
             and row.packet_id not in self._peer_has
-            and row.origin not in self._unwelcome
+            and row.packet_id not in self._unacked_ids
             and self._table.may_send(self._peer, row.origin, row.audience).allowed
         )
 
-    def _announce(self, row: FeedRow, now: float) -> None:
-        self._have.append((row.origin, row.packet_id))
-        self._announced.add(row.packet_id)
+    def _announce(self, packet_id: PacketId, origin: NodeId, now: float) -> None:
+        if packet_id in self._wanted:
+            return
+        self._have.append((origin, packet_id))
+        self._announced.add(packet_id)
         if len(self._have) >= self._limits.have_rows:
             self._flush_have()
         elif self._have_due is None:
@@ -275,18 +327,15 @@ class Sender:
         Raises:
             RemoteProtocolError: more ids than may be unanswered at once (`overrun`).
         """
-        if len(self._wanted_ids) + len(message.ids) > self._limits.wants:
+        if len(self._wanted) + len(message.ids) > PROTOCOL.wants:
             raise RemoteProtocolError("too many unanswered Wants", Goodbye.OVERRUN)
-        if len(self._unacked) > self._window_packets + UNACKED_GONE:
-            raise RemoteProtocolError("too many unacknowledged batches", Goodbye.OVERRUN)
         for packet_id in message.ids:
             if packet_id in self._announced:
                 # It was announced and asked for: announcing alone reached the peer too slowly.
                 self._announcing = False
-            if packet_id in self._unacked_ids or packet_id in self._wanted_ids:
-                continue  # already on its way: whichever copy leaves first answers the Want
-            self._wanted.append(packet_id)
-            self._wanted_ids.add(packet_id)
+            if packet_id not in self._unacked_ids:
+                self._wanted[packet_id] = None
+            # else: on its way already. Whichever copy leaves first answers the Want.
         return self.pump()
 
     # --- the window ---
@@ -296,14 +345,17 @@ class Sender:
         self._send_loaded()
         if self._loading or self._loaded or not (self._live or self._wanted) or not self._has_room():
             return []
-        queued = chain((row.packet_id for row in self._live), self._wanted)
-        ids = tuple(dict.fromkeys(islice(queued, self._limits.batch_packets)))
+        ids = tuple(dict.fromkeys(islice(chain(self._live, self._wanted), self._limits.batch_packets)))
         self._loading = True
         return [LoadEnvelopes(ids=ids, max_bytes=self._limits.batch_bytes)]
 
     def envelopes_loaded(self, loaded: Sequence[tuple[PacketId, StoredEnvelope | None]]) -> list[Effect]:
+        """Send what was loaded; what was asked for before a change of policy is asked for again."""
         self._loading = False
-        self._loaded.extend(loaded)
+        if self._load_is_stale:
+            self._load_is_stale = False
+        else:
+            self._loaded.extend(loaded)
         return [*self.pump(), *self._read_feed()]
 
     def ack(self, message: messages.Ack) -> list[Effect]:
@@ -315,89 +367,61 @@ class Sender:
         sent = self._unacked.pop(message.batch, None)
         if sent is None or len(sent) != len(message.codes):
             raise RemoteProtocolError("an Ack that answers no open batch")
-        for (packet_id, size, origin), code in zip(sent, message.codes, strict=True):
+        for (packet_id, size), code in zip(sent, message.codes, strict=True):
             self._unacked_ids.discard(packet_id)
             self._unacked_bytes -= size
             self._stats.outcomes_out[code] = self._stats.outcomes_out.get(code, 0) + 1
             if not code.is_refusal:
                 self._peer_has.add(packet_id)
-            elif code in (Code.UNKNOWN_ORIGIN, Code.TIER) and origin not in (self._interest or {}):
-                self._unwelcome.add(origin)
         return [*self.pump(), *self._read_feed()]
 
-    def manifest_wanted(self, message: messages.GetManifest) -> list[Effect]:
-        return [LoadManifest(origin=NodeId(message.origin))]
-
-    def manifest_loaded(self, origin: NodeId, signed: SignedManifest | None) -> None:
-        body = None if signed is None else (signed.body, signed.signature)
-        self._send(messages.Manifest(origin=origin, signed=body))
-
     def _has_room(self) -> bool:
-        return len(self._unacked_ids) < self._window_packets and self._unacked_bytes < self._window_bytes
+        return (
+            len(self._unacked_ids) < self._window_packets
+            and self._unacked_bytes < self._window_bytes
+            and len(self._unacked) < OPEN_BATCHES
+        )
 
     def _send_loaded(self) -> None:
-        while self._loaded or self._gone:
-            batch: list[tuple[PacketId, StoredEnvelope]] = []
-            size = 0
-            blocked = False
-            while self._loaded and len(batch) < self._limits.batch_packets:
-                packet_id, stored = self._loaded[0]
-                if packet_id not in self._live_ids and packet_id not in self._wanted_ids:
-                    self._loaded.popleft()  # announced instead, or answered, since it was loaded
-                    continue
-                allowed = stored is not None and self._may_leave(stored)
-                if not allowed or stored is None:
-                    self._loaded.popleft()
-                    self._take(packet_id, gone=True)
-                    continue
-                length = len(stored.envelope.body)
-                if batch and size + length > self._limits.batch_bytes:
-                    break
-                if (
-                    len(self._unacked_ids) + len(batch) >= self._window_packets
-                    or self._unacked_bytes + size + length > self._window_bytes
-                ):
-                    blocked = True
-                    break
-                self._loaded.popleft()
-                if packet_id in self._unacked_ids:
-                    self._take(packet_id, gone=False)
-                    continue
-                batch.append((packet_id, stored))
-                size += length
-            if batch or self._gone:
-                self._transmit(batch, size)
-            if blocked or not batch:
+        while len(self._unacked) < OPEN_BATCHES:
+            batch = self._next_batch()
+            if not batch and not self._gone:
                 return
+            self._transmit(batch)
+
+    def _next_batch(self) -> list[tuple[PacketId, StoredEnvelope]]:
+        """Take from what is loaded as much as one batch and the window hold; what may not leave is `gone`."""
+        batch: list[tuple[PacketId, StoredEnvelope]] = []
+        room = min(self._window_packets - len(self._unacked_ids), self._limits.batch_packets)
+        window_bytes = self._window_bytes - self._unacked_bytes
+        size = 0
+        while self._loaded:
+            packet_id, stored = self._loaded[0]
+            is_due = packet_id in self._live or packet_id in self._wanted
+            if is_due and stored is not None and self._may_leave(stored):
+                size += len(stored.envelope.body)
+                if len(batch) >= room or size > window_bytes or (batch and size > self._limits.batch_bytes):
+                    break
+                batch.append((packet_id, stored))
+            elif packet_id in self._wanted:
+                self._gone.append(packet_id)
+            # else: announced since it was loaded, or live and not to leave any more.
+            self._loaded.popleft()
+            self._live.pop(packet_id, None)
+            self._wanted.pop(packet_id, None)
+        return batch
 
     def _may_leave(self, stored: StoredEnvelope) -> bool:
         return stored.origin in self._scope and self._table.may_send(self._peer, stored.origin, stored.audience).allowed
 
-    def _take(self, packet_id: PacketId, *, gone: bool) -> None:
-        """Remove an id from whichever queue asked for it; a Want of a packet that may not leave is answered `gone`."""
-        if packet_id in self._live_ids:
-            self._live_ids.discard(packet_id)
-            if self._live and self._live[0].packet_id == packet_id:
-                self._live.popleft()
-            else:
-                self._live = deque(row for row in self._live if row.packet_id != packet_id)
-        if packet_id in self._wanted_ids:
-            self._wanted_ids.discard(packet_id)
-            if self._wanted and self._wanted[0] == packet_id:
-                self._wanted.popleft()
-            else:
-                self._wanted = deque(wanted for wanted in self._wanted if wanted != packet_id)
-            if gone:
-                self._gone.append(packet_id)
-
-    def _transmit(self, batch: list[tuple[PacketId, StoredEnvelope]], size: int) -> None:
-        for packet_id, _ in batch:
-            self._take(packet_id, gone=False)
+    def _transmit(self, batch: Sequence[tuple[PacketId, StoredEnvelope]]) -> None:
         gone, self._gone = self._gone, []
+        sizes = [(packet_id, len(stored.envelope.body)) for packet_id, stored in batch]
         self._send_encoded(codec.encode_packets(self._batch, [stored.envelope for _, stored in batch], gone))
-        self._unacked[self._batch] = [(packet_id, len(stored.envelope.body), stored.origin) for packet_id, stored in batch]
+        self._unacked[self._batch] = sizes
         self._unacked_ids.update(packet_id for packet_id, _ in batch)
-        self._unacked_bytes += size
         self._batch += 1
+        size = sum(size for _, size in sizes)
+        self._unacked_bytes += size
         self._stats.packets_out += len(batch)
         self._stats.bytes_out += size

@@ -6,11 +6,12 @@
 
 - Connecting runs the handshake. Whatever is wrong there ends the link with 4400 and not a word.
 - Deciding waits for the shell: is the peer known, may it link, is it the only link. What the client sends
-  together with its Auth (its Welcome or Goodbye, one frame) waits for the decision.
-- Linked has two halves that know nothing of each other: `Sender` and `Receiver`. Which messages each state
-  admits is the table `_HANDLERS`.
+  together with its Auth (its Welcome or Goodbye) waits for the decision.
+- Linked has two halves that know nothing of each other: `Sender` and `Receiver`. Messages that need a grant are
+  held to what the Welcomes said, in both directions; what policy makes of it now is for the halves.
 
-After each event send every effect in order, then arm a timer for `deadline`. An event in state Ended has no effect.
+After each event send every effect in order, then arm a timer for `deadline`. Answers to effects may come at any
+time and between any frames. An event in state Ended has no effect.
 
 Errors of the other side are raised inside as RemoteProtocolError and translated here, in `handle`, into a
 Goodbye and the close code. LocalProtocolError is a bug of this program and passes through.
@@ -18,12 +19,13 @@ Goodbye and the close code. LocalProtocolError is a bug of this program and pass
 Source: docs/protocol.md, sections 5 and 6.
 """
 
+from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import assert_never
 
 from federation.protocol import codec, messages
-from federation.protocol.errors import Goodbye, HandshakeError, LocalProtocolError, RemoteProtocolError
+from federation.protocol.errors import Code, Goodbye, HandshakeError, LocalProtocolError, RemoteProtocolError
 from federation.protocol.events import (
     Authenticated,
     BatchJudged,
@@ -55,12 +57,17 @@ from federation.protocol.handshake import CipherError, ClientHandshake, Secured,
 from federation.protocol.limits import Limits
 from federation.protocol.manifest import SignedManifest
 from federation.protocol.receiver import Receiver
-from federation.protocol.recent import ExpiringIds
+from federation.protocol.recent import Refusals
 from federation.protocol.sender import Sender
 from keys.encoding import NodeId
-from peers.trust import Grants, TrustTable
+from peers.trust import Grants, KeyStatus, TrustTable
 
 SILENT_CLOSE = 4400
+# Frames a dialler may have sent before the listener decided: its Welcome, and a Goodbye after it.
+EARLY_FRAMES = 2
+# Pings without their Pong. One goes out for each silence, so a peer that speaks but never answers them could
+# make the list grow; beyond this no further one is sent.
+OPEN_PINGS = 8
 
 
 @dataclass(slots=True)
@@ -75,7 +82,7 @@ class Deciding:
     """The peer proved its key; the shell decides."""
 
     manifest: SignedManifest
-    early_frame: bytes | None = None
+    early_frames: list[bytes] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -88,14 +95,13 @@ class Welcoming:
 
 @dataclass(slots=True)
 class Linked:
-    """Both Welcomes are exchanged."""
+    """Both Welcomes are exchanged. `granted`: what ours allows the peer; `may_push`: theirs lets this side push."""
 
     secured: Secured
     granted: Grants
     sender: Sender
     receiver: Receiver
     may_push: bool
-    may_pull: bool
 
 
 @dataclass(slots=True)
@@ -114,7 +120,7 @@ class PeerSession:
         table: Trust at this moment; newer ones come with LinkAllowed and PolicyChanged.
         catalogue: The sets offered, shared by all links.
         fetches: The board shared by all links.
-        refusals: Gives the memory of what was refused to a peer; it outlives links.
+        refusals: Gives the memory of what was refused from a peer; it outlives links.
         chance: Random numbers in [0, 1), for jitter and split points.
         now: Monotonic seconds at the start.
     """
@@ -127,13 +133,13 @@ class PeerSession:
         limits: Limits,
         catalogue: Catalogue,
         fetches: FetchBoard,
-        refusals: Callable[[NodeId], ExpiringIds],
+        refusals: Callable[[NodeId], Refusals],
         chance: Callable[[], float],
         now: float,
     ) -> None:
         self._handshake = handshake
         self._table = table
-        self._limits = limits
+        self._limits = limits.within_protocol()
         self._catalogue = catalogue
         self._fetches = fetches
         self._refusals = refusals
@@ -143,7 +149,7 @@ class PeerSession:
         self._now_ms = 0
         self._last_heard = now
         self._pinged = False
-        self._pings: dict[int, float] = {}
+        self._pings: deque[tuple[int, float]] = deque()
         self.state: State = Connecting(deadline=now + limits.handshake_s)
         self.stats = LinkStats()
         self.peer: SignedManifest | None = None
@@ -167,7 +173,7 @@ class PeerSession:
             case Deciding():
                 return None
             case Welcoming():
-                return self._liveness_deadline
+                return self._last_heard + self._limits.handshake_s
             case Linked(sender=sender, receiver=receiver):
                 moments = (self._liveness_deadline, sender.deadline, receiver.deadline)
                 return min(moment for moment in moments if moment is not None)
@@ -180,7 +186,7 @@ class PeerSession:
     def _liveness_deadline(self) -> float:
         if self._pinged:
             return self._last_heard + self._limits.dead_after_s
-        return self._last_heard + self._limits.ping_after_s
+        return self._last_heard + min(self._limits.ping_after_s, self._limits.dead_after_s)
 
     def handle(self, event: Event, *, now: float, now_ms: int) -> list[Effect]:
         """Return what is to be done, in order.
@@ -194,7 +200,7 @@ class PeerSession:
         try:
             self._dispatch(event)
         except CipherError:
-            self._close(4401, Goodbye.DECRYPT, "a frame could not be decrypted")
+            self._close(Goodbye.DECRYPT.close_code, Goodbye.DECRYPT, "a frame could not be decrypted")
         except RemoteProtocolError as error:
             if isinstance(error, HandshakeError) or isinstance(self.state, Connecting | Deciding):
                 self._close(SILENT_CLOSE, Goodbye.PROTOCOL, error.reason)
@@ -224,7 +230,7 @@ class PeerSession:
             case MissingFound(asked, missing):
                 self._linked().receiver.missing_found(asked, missing, self._now)
             case ManifestLoaded(origin, signed):
-                self._linked().sender.manifest_loaded(origin, signed)
+                self._effects += self._linked().sender.manifest_loaded(origin, signed)
             case PolicyChanged(table):
                 self._policy_changed(table)
             case ReconcileNow():
@@ -260,14 +266,15 @@ class PeerSession:
         match self.state:
             case Connecting():
                 self._handshake_frame(data)
-            case Deciding(early_frame=early) as deciding:
-                if early is not None or self.is_dialler:
+            case Deciding(early_frames=early):
+                if len(early) == EARLY_FRAMES or self.is_dialler:
                     raise RemoteProtocolError("a message before the Welcomes")
-                deciding.early_frame = data
+                early.append(data)
             case Welcoming(secured, granted):
                 self._welcome_frame(secured, granted, data)
             case Linked(secured) as linked:
-                self._message(linked, *secured.opener.open(data))
+                plaintext, is_final = secured.opener.open(data)
+                self._message(linked, codec.decode(plaintext), is_final)
             case Ended():
                 pass
             case _ as unreachable:
@@ -297,9 +304,14 @@ class PeerSession:
     def _allowed(self, table: TrustTable) -> None:
         if not isinstance(self.state, Deciding):
             raise LocalProtocolError("a decision about a link that is not waiting for one")
-        early = self.state.early_frame
-        self._table = table
-        granted = table.grants(self.peer_id)
+        if table.revision >= self._table.revision:
+            self._table = table
+        decision = self._may_link()
+        if decision is not None:
+            self._refused(*decision)
+            return
+        early = self.state.early_frames
+        granted = self._table.grants(self.peer_id)
         secured = self._secure()
         self.state = Welcoming(secured, granted)
         self._last_heard = self._now
@@ -314,8 +326,22 @@ class PeerSession:
                 extensions=(),
             ),
         )
-        if early is not None:
-            self._frame(early)
+        for frame in early:
+            self._early_frame(frame)
+
+    def _early_frame(self, frame: bytes) -> None:
+        """Take a frame that came before the decision: after the Welcome only a Goodbye may, for ours was not there yet."""
+        match self.state:
+            case Welcoming(secured, granted):
+                self._welcome_frame(secured, granted, frame)
+            case Linked(secured) as linked:
+                plaintext, is_final = secured.opener.open(frame)
+                message = codec.decode(plaintext)
+                if not isinstance(message, messages.Bye):
+                    raise RemoteProtocolError("a message before both Welcomes")
+                self._message(linked, message, is_final)
+            case _:
+                pass  # the first one ended the link
 
     def _refused(self, goodbye: Goodbye, reason: str) -> None:
         if not isinstance(self.state, Deciding):
@@ -323,6 +349,16 @@ class PeerSession:
         secured = self._secure()
         self.state = Welcoming(secured, Grants(push=False, pull=False, query=False))
         self._say_goodbye(goodbye, reason)
+
+    def _may_link(self) -> tuple[Goodbye, str] | None:
+        """Return why the link may not stand, or None."""
+        decision = self._table.may_link(self.peer_id)
+        if not decision.allowed:
+            return Goodbye(decision.code), decision.reason
+        key = None if self.peer is None else self._table.keys.get(self.peer.key_fingerprint)
+        if key is not None and key.status is KeyStatus.REVOKED:
+            return Goodbye.PENDING, "the key that opened this link is revoked here"
+        return None
 
     def _welcome_frame(self, secured: Secured, granted: Grants, data: bytes) -> None:
         plaintext, is_final = secured.opener.open(data)
@@ -350,6 +386,7 @@ class PeerSession:
             peer=self.peer_id,
             table=self._table,
             limits=self._limits,
+            may_push=welcome.push,
             window=(window_packets, window_bytes),
             catalogue=self._catalogue,
             send=send,
@@ -371,16 +408,15 @@ class PeerSession:
             refused=self._refusals(self.peer_id),
             peer_has=sender.peer_has,
         )
-        self.state = Linked(secured, granted, sender, receiver, may_push=welcome.push, may_pull=welcome.pull)
+        self.state = Linked(secured, granted, sender, receiver, may_push=welcome.push)
         self._effects.append(LinkUp())
-        if welcome.pull and granted.push:
+        if welcome.pull:
             receiver.start(self._now)
         self._ping(self.state)
 
     # --- messages of a live link ---
 
-    def _message(self, linked: Linked, plaintext: bytes, is_final: bool) -> None:
-        message = codec.decode(plaintext)
+    def _message(self, linked: Linked, message: messages.Message | None, is_final: bool) -> None:
         if is_final is not isinstance(message, messages.Bye):
             raise RemoteProtocolError("a Goodbye is the last frame, and no other message is")
         sender, receiver = linked.sender, linked.receiver
@@ -394,47 +430,52 @@ class PeerSession:
             case messages.Pong():
                 self._pong(message)
             case messages.Interest():
-                self._require(linked.granted.pull, "an Interest from a peer that may not have packets")
-                self._require(linked.may_push, "an Interest from a peer that takes no packets")
+                self._require_pull(linked, message)
                 self._effects += sender.interest(message)
+            case messages.Prefer():
+                self._require_pull(linked, message)
+                self._effects += sender.prefer(message, self._now)
             case messages.Want():
-                self._require(linked.granted.pull, "a Want from a peer that may not have packets")
+                self._require_taker(linked, message)
                 self._effects += sender.want(message)
-            case messages.Reconcile(role=role):
-                if role is messages.Role.REQUEST:
-                    self._require(linked.granted.pull, "reconciliation by a peer that may not have packets")
-                    sender.reconcile(message)
-                else:
-                    self._effects += receiver.reconcile(message)
+            case messages.Reconcile(role=messages.Role.REQUEST):
+                self._require_taker(linked, message)
+                sender.reconcile(message)
+            case messages.Reconcile():
+                self._effects += receiver.reconcile(message, self._now)
             case messages.Ack():
                 self._effects += sender.ack(message)
-            case messages.Prefer():
-                self._require(linked.granted.pull, "a preference of a peer that may not have packets")
-                self._effects += sender.prefer(message, self._now)
             case messages.GetManifest():
-                self._require(linked.granted.push or linked.granted.pull, "a question of a peer that may only query")
                 self._effects += sender.manifest_wanted(message)
-            case messages.Scope():
-                self._require(linked.granted.push, "a Scope from a peer that may not push")
-                receiver.scope(message)
-            case messages.Packets():
-                self._require(linked.granted.push, "packets from a peer that may not push")
-                self._effects += receiver.packets(message)
-            case messages.Have():
-                self._require(linked.granted.push, "announcements from a peer that may not push")
-                receiver.have(message, self._now)
             case messages.Manifest():
                 self._effects += receiver.manifest(message)
+            case messages.Scope():
+                # A peer that may not push was asked all the same, and answers; unasked it has nothing to say.
+                self._require(linked.granted.push or receiver.awaits_scope, message)
+                receiver.scope(message)
+            case messages.Packets():
+                self._require(linked.granted.push, message)
+                self._effects += receiver.packets(message, self._now)
+            case messages.Have():
+                self._require(linked.granted.push, message)
+                receiver.have(message, self._now)
             case messages.Query():
-                self._put(linked.secured, messages.Result(number=message.number, code="unsupported", rows=(), cursor=None))
+                self._put(linked.secured, messages.Result(number=message.number, code=Code.UNSUPPORTED.value, rows=(), cursor=None))
             case messages.HelloClient() | messages.HelloServer() | messages.Auth() | messages.Welcome() | messages.Result():
                 raise RemoteProtocolError(f"{type(message).__name__} out of place")
             case _ as unreachable:
                 assert_never(unreachable)
 
-    def _require(self, granted: bool, reason: str) -> None:
+    def _require_pull(self, linked: Linked, message: messages.Message) -> None:
+        self._require(linked.granted.pull, message)
+
+    def _require_taker(self, linked: Linked, message: messages.Message) -> None:
+        """Ask for packets only who may have them and said that it takes them."""
+        self._require(linked.granted.pull and linked.may_push, message)
+
+    def _require(self, granted: bool, message: messages.Message) -> None:
         if not granted:
-            raise RemoteProtocolError(reason)
+            raise RemoteProtocolError(f"{type(message).__name__} beyond what the Welcomes allow")
 
     def _judged(self, event: BatchJudged) -> None:
         linked = self._linked()
@@ -448,10 +489,10 @@ class PeerSession:
     def _policy_changed(self, table: TrustTable) -> None:
         self._table = table
         if not isinstance(self.state, Linked | Welcoming):
-            return
-        decision = table.may_link(self.peer_id)
-        if not decision.allowed:
-            self._say_goodbye(Goodbye(decision.code), decision.reason)
+            return  # asked again with the decision
+        refusal = self._may_link()
+        if refusal is not None:
+            self._say_goodbye(*refusal)
             return
         grants, announced = table.grants(self.peer_id), self.state.granted
         if (grants.push and not announced.push) or (grants.pull and not announced.pull) or (grants.query and not announced.query):
@@ -487,16 +528,17 @@ class PeerSession:
                 assert_never(unreachable)
 
     def _ping(self, linked: Linked) -> None:
-        # One goes out per ping_after_s of silence, and silence of dead_after_s ends the link: a handful at most.
-        self._pings[self._now_ms] = self._now
-        self._put(linked.secured, messages.Ping(clock=self._now_ms))
+        if len(self._pings) < OPEN_PINGS:
+            self._pings.append((self._now_ms, self._now))
+            self._put(linked.secured, messages.Ping(clock=self._now_ms))
 
     def _pong(self, message: messages.Pong) -> None:
-        sent = self._pings.pop(message.echo, None)
-        if sent is None:
+        if not self._pings or self._pings[0][0] != message.echo:
             raise RemoteProtocolError("a Pong that answers no Ping")
-        self.stats.rtt_ms = (self._now - sent) * 1000
-        self.stats.clock_offset_ms = round(message.clock - (message.echo + self.stats.rtt_ms / 2))
+        _, sent = self._pings.popleft()
+        rtt_ms = (self._now - sent) * 1000
+        self.stats.rtt_ms = rtt_ms
+        self.stats.clock_offset_ms = round(message.clock - (message.echo + rtt_ms / 2))
 
     # --- endings ---
 
