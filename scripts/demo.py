@@ -137,10 +137,8 @@ def show_arrival(packet_id: str, publisher: DemoNode, receivers: list[DemoNode],
                 waiting.remove(node)
                 giver = names.get(row["received_from"], row["received_from"])
                 after = f", {(row['received_at'] - published_ms) / 1000:.2f} s after its publication" if live else ""
-                print(
-                    f"  {node.name} has it, signed by {publisher.name}, handed over by {giver}{after}: {row['content']!r}",
-                    flush=True,
-                )
+                print(f"  {node.name} has it: {row['content']!r}", flush=True)
+                print(f"    signed by {publisher.name}, handed over by {giver}{after}", flush=True)
         if waiting and time.monotonic() - since > ARRIVE_S:
             raise DemoError(f"it did not reach {', '.join(node.name for node in waiting)} within {ARRIVE_S} s")
 
