@@ -7,6 +7,8 @@ One `Discovery` lives on the node's event loop. Datagrams go from the sockets (`
 - At start: a probe and a beacon by every interface at once; then a beacon each 60 s ± 10 %.
 - Interfaces are looked at every few seconds. One that appears, or whose cable is plugged in again, gets a probe and a
   beacon at once; one that goes is closed.
+- While a peer whose link broke off is looked for (`look_for`), a beacon goes out at every look: a cable that lost
+  packets silently, and loses none now, is noticed by nothing else before the next minute.
 - A probe is answered after a random 0-250 ms, at most once a second: answers of many nodes do not collide, and a
   flood of probes makes no flood of beacons. A probe that comes too early is answered late, not never.
 - A socket hands over at most 200 datagrams each 100 ms. Then it is not read until the next tick, and what the kernel's
@@ -77,6 +79,8 @@ ANSWER_EVERY_S = 1.0
 LOOK_EVERY_S = 5.0
 LOOK_SOON_S = 1.0
 FORGET_EVERY_S = 60.0
+# A peer whose link broke off is looked for this long; beyond it a node that hears nobody at all goes on, being the one cut off.
+LOOK_FOR_S = 300.0
 # A batch of sightings waits this long for others of the same moment, and the next one this long for the database.
 GATHER_S = 0.05
 WRITE_EVERY_S = 0.5
@@ -273,6 +277,9 @@ class Discovery:
         self._last_ms = 0
         self._last_answer = 0.0
         self._forget_at = 0.0
+        # Peers looked for, each with the monotonic time since when, and when a beacon for them went out last.
+        self._missed: dict[NodeId, float] = {}
+        self._called_at = 0.0
         self._answer: asyncio.TimerHandle | None = None
         self._tasks: list[asyncio.Task[None]] = []
         # Not a secret: it only spreads datagrams over time.
@@ -309,6 +316,15 @@ class Discovery:
         """Send a beacon by every interface now, as after a change of key, name or port."""
         for port in self._ports.values():
             self._send_beacon(port)
+
+    def look_for(self, node_id: NodeId) -> None:
+        """Announce this node more often until a peer whose link broke off is heard again.
+
+        Both ends of a broken link do so, and whichever hears the other first dials. For five minutes at most, unless
+        nobody at all is heard. A peer that no beacon came from lately is out of reach of ours and not looked for.
+        """
+        if node_id in self._sightings.present():
+            self._missed[node_id] = time.monotonic()
 
     def status(self) -> dict[str, Any]:
         """Return what an operator wants to know, JSON-able.
@@ -353,10 +369,13 @@ class Discovery:
             case Probed():
                 self._answer_soon()
             case Departed(node_id=node_id):
+                self._missed.pop(node_id, None)
                 # What still waits to be written would be told after the goodbye, and dialled.
                 self._waiting = {key: waiting for key, waiting in self._waiting.items() if key[0] != node_id}
                 self._tell(effect)
             case NewSighting() | Refreshed() | UnfamiliarKey():
+                if not isinstance(effect, UnfamiliarKey):
+                    self._missed.pop(effect.beacon.peer_id, None)
                 _call(self._on_sighting, effect)
                 if self._registry is not None:
                     self._queue(effect)
@@ -423,7 +442,21 @@ class Discovery:
             await asyncio.sleep(LOOK_SOON_S if unwell else LOOK_EVERY_S)
             self._look_at_interfaces()
             await self._expire()
+            self._call_missed()
             await self._read_registry()
+
+    def _call_missed(self) -> None:
+        """Send a beacon for those looked for; after `_expire`, which finds out whether anybody else is heard."""
+        now = time.monotonic()
+        live = set(self._live())
+        alone = not self._sightings.present()
+        self._missed = {
+            node_id: since for node_id, since in self._missed.items() if node_id not in live and (alone or now - since < LOOK_FOR_S)
+        }
+        # Looks come every second while an interface is unwell, and these beacons do not.
+        if self._missed and now - self._called_at >= LOOK_EVERY_S - LOOK_SOON_S / 2:
+            self._called_at = now
+            self.announce()
 
     async def _expire(self) -> None:
         now = time.monotonic()

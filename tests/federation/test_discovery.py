@@ -191,6 +191,49 @@ async def test_a_newcomer_need_not_wait_for_the_next_round(port):
             assert time.monotonic() - began < 1.0
 
 
+@pytest.fixture
+def short_looks(monkeypatch):
+    """Interfaces are looked at five times a second."""
+    monkeypatch.setattr("federation.discovery.LOOK_EVERY_S", 0.2)
+
+
+@pytest.mark.asyncio
+async def test_a_peer_whose_link_broke_off_is_looked_for_until_it_is_heard(port, short_looks):
+    """Beacons leave at every look, not once a minute, until the peer says something; one never heard is not looked for."""
+    async with raw_socket(port) as ear, running(Node(1, port)) as node:
+        node.discovery.look_for(node_id_of(announcer(3).pair.public))
+        lost = announcer(2)
+        to = destination(LOOPBACK, group=GROUP, port=port)
+        ear.sendto(lost.beacon(address="", timestamp=time.time_ns() // 1_000_000), to)
+        await node.until(lambda node: lost.profile.node_id in node.heard())
+        await collect(ear, 0.5)
+        assert not any(map(is_beacon, await collect(ear, 0.7)))
+        node.discovery.look_for(lost.profile.node_id)
+        assert sum(map(is_beacon, await collect(ear, 1.5))) >= 3
+        ear.sendto(lost.beacon(address="", timestamp=time.time_ns() // 1_000_000), to)
+        await collect(ear, 0.3)
+        assert not any(map(is_beacon, await collect(ear, 0.7)))
+
+
+@pytest.mark.asyncio
+async def test_a_peer_is_not_looked_for_for_ever(port, short_looks, monkeypatch):
+    """After five minutes only a node that hears nobody goes on; among others it is left to the next round."""
+    monkeypatch.setattr("federation.discovery.LOOK_FOR_S", 0.6)
+    async with raw_socket(port) as ear, running(Node(1, port)) as node:
+        lost, other = announcer(2), announcer(3)
+        to = destination(LOOPBACK, group=GROUP, port=port)
+        for each in (lost, other):
+            ear.sendto(each.beacon(address="", timestamp=time.time_ns() // 1_000_000), to)
+        await node.until(lambda node: len(node.heard()) == 2)
+        node.discovery.look_for(lost.profile.node_id)
+        await collect(ear, 1.2)
+        assert not any(map(is_beacon, await collect(ear, 0.7)))
+        node.discovery.look_for(lost.profile.node_id)
+        monkeypatch.setattr("federation.protocol.sightings.STALE_AFTER_S", 0.1)
+        await collect(ear, 1.2)
+        assert sum(map(is_beacon, await collect(ear, 1.0))) >= 2
+
+
 @pytest.mark.asyncio
 async def test_a_goodbye_is_told(port):
     """A node that stops is told as departed, and as returned when it is back."""
