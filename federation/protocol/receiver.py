@@ -44,6 +44,8 @@ from peers.trust import KeyStatus, Tier, TrustTable
 # came faster than they could be looked up.
 RETRY_S = 5.0
 MIN_EARLY_S = 1.0  # a packet that is early is not looked for again sooner, whatever its clock says
+# Moments for such an Interest, and for those that early packets become due; beyond it the latest stands for all others.
+MOMENTS = 64
 MANIFESTS_ASKED = 256  # GetManifest of one link without an answer; beyond it an unfamiliar key waits for the next Scope
 KEYS_ASKED = 2_048  # keys remembered as asked for since the last Interest, so that each packet does not ask anew
 
@@ -106,6 +108,7 @@ class Receiver:
         self._is_started = False
         self._interest: dict[NodeId, int] = {}
         self._next_interest: float | None = None
+        self._again: set[float] = set()
         self._scopes_awaited = 0
         self._manifests_awaited: set[NodeId] = set()
         self._keys_asked = RecentIds(KEYS_ASKED)
@@ -134,7 +137,7 @@ class Receiver:
 
     @property
     def deadline(self) -> float | None:
-        moments = [self._next_interest, self._wants.deadline]
+        moments = [self._next_interest, min(self._again, default=None), self._wants.deadline]
         return min((moment for moment in moments if moment is not None), default=None)
 
     # --- interest and scope ---
@@ -155,6 +158,7 @@ class Receiver:
         rows = [(origin, self._catalogue.summary(origin)[0]) for origin in self._table.accepted_origins(self._peer)]
         self._interest = dict(rows)
         self._next_interest = now + self._limits.interest_interval_s * (0.8 + 0.4 * self._chance())
+        self._again = {moment for moment in self._again if moment > now}
         self._scopes_awaited += 1
         self._keys_asked.clear()
         self._send(messages.Interest(rows=rows))
@@ -242,7 +246,7 @@ class Receiver:
         for origin, packet_id in message.rows:
             self._peer_has(packet_id)
             if origin in self._interest and not self._wants.announce(packet_id, now):
-                self._ask_again(now + RETRY_S)
+                self._retry(now)
 
     # --- packets ---
 
@@ -319,7 +323,7 @@ class Receiver:
         match judgement.code:
             case Code.BUSY:
                 # This node's own trouble: what was declined is looked for again soon.
-                self._ask_again(now + RETRY_S)
+                self._retry(now)
             case Code.EARLY:
                 due = now + max(judgement.due_in_s, MIN_EARLY_S)
                 self._refused.add(packet_id, due)
@@ -334,9 +338,20 @@ class Receiver:
             return  # the judge saw a packet where there is none; nobody to ask about
         self._ask_manifest(origin, envelope.key_fingerprint)
 
+    def _retry(self, now: float) -> None:
+        """Send Interest soon, once for all that could not be taken until then."""
+        if not any(moment <= now + RETRY_S for moment in self._again):
+            self._ask_again(now + RETRY_S)
+
     def _ask_again(self, moment: float) -> None:
-        if self._next_interest is not None:
-            self._next_interest = min(self._next_interest, moment)
+        """Send Interest at a moment too, or a little later with another one."""
+        if not self._is_started or any(moment <= other <= moment + RETRY_S for other in self._again):
+            return
+        if len(self._again) < MOMENTS:
+            self._again.add(moment)
+        elif moment > (latest := max(self._again)):
+            self._again.discard(latest)
+            self._again.add(moment)
 
     def _weigh_rejections(self) -> list[Effect]:
         if self._refused.rejections <= self._limits.rejections or self._table.standing(self._peer).tier is Tier.CORE:
@@ -348,7 +363,7 @@ class Receiver:
     # --- time ---
 
     def timer(self, now: float) -> list[Effect]:
-        if self._next_interest is not None and now >= self._next_interest:
+        if any(moment is not None and moment <= now for moment in (self._next_interest, *self._again)):
             self.send_interest(now)
         effects = self._wants.timer(now)
         self._go_on(now)

@@ -572,7 +572,7 @@ BOUNDS = {
         "_announced": 8_192,
         "_peer_has": 8_192,
     },
-    "Receiver": {"_interest": 2_048, "_manifests_awaited": 256, "_keys_asked": 2_048, "_open": 512},
+    "Receiver": {"_interest": 2_048, "_manifests_awaited": 256, "_again": 64, "_keys_asked": 2_048, "_open": 512},
     "Wants": {
         "_announced": 8_192,
         "_needed": 8_192 + 8 * 1_875,
