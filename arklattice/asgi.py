@@ -38,7 +38,8 @@ class PortRouter:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         port = (scope.get("server") or ("", None))[1]
         is_sync = port == sync_bind().port and port != http_bind().port
-        await (self._sync if is_sync else self._http)(scope, receive, send)
+        # Daphne takes a root path from a header of any client; nothing here lives below one.
+        await (self._sync if is_sync else self._http)({**scope, "root_path": ""}, receive, send)
 
 
 async def not_found(scope: Scope, receive: Receive, send: Send) -> None:
@@ -58,8 +59,6 @@ class KnownPaths:
         self._paths = paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        # Daphne takes a root path from a header of any client; nothing here lives below one.
-        scope = {**scope, "root_path": ""}
         await (self._router if scope["path"] in self._paths else not_found)(scope, receive, send)
 
 

@@ -30,12 +30,21 @@ class Committer:
     Args:
         quotas: Returns the quotas of origins at this moment.
         stored: Called on the loop after each commit that stored something.
+        stopped_changed: Called when `stopped` did.
     """
 
-    def __init__(self, database: Database, *, quotas: Callable[[], Mapping[NodeId, Quota]], stored: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        database: Database,
+        *,
+        quotas: Callable[[], Mapping[NodeId, Quota]],
+        stored: Callable[[], None],
+        stopped_changed: Callable[[], None] = lambda: None,
+    ) -> None:
         self._database = database
         self._quotas = quotas
         self._stored = stored
+        self._stopped_changed = stopped_changed
         self._waiting: deque[tuple[Sequence[Received], asyncio.Future[list[Code]]]] = deque()
         self._running = False
         self._tasks: set[asyncio.Task[None]] = set()
@@ -58,7 +67,7 @@ class Committer:
     async def drain(self) -> None:
         """Return when nothing is waiting any more."""
         while self._tasks:
-            await asyncio.gather(*self._tasks)
+            await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def _commit_all(self) -> None:
         try:
@@ -79,12 +88,18 @@ class Committer:
         except DatabaseError as error:
             if self.stopped is None:
                 logger.error("the database cannot be written, packets are declined: %s", error)
-            self.stopped = str(error)
+            self._set_stopped(str(error))
             codes = [Code.BUSY] * len(received)
+        except Exception as error:
+            # A bug: whoever waits for this group is told, and the next group has its own chance.
+            for _, future in group:
+                if not future.done():
+                    future.set_exception(error)
+            return
         else:
             if self.stopped is not None:
                 logger.warning("the database can be written again")
-            self.stopped = None
+            self._set_stopped(None)
         at = 0
         for items, future in group:
             if not future.done():
@@ -92,3 +107,8 @@ class Committer:
             at += len(items)
         if Code.ACCEPTED in codes:
             self._stored()
+
+    def _set_stopped(self, reason: str | None) -> None:
+        changed, self.stopped = (reason is None) != (self.stopped is None), reason
+        if changed:
+            self._stopped_changed()

@@ -15,6 +15,8 @@ from federation.protocol.limits import Limits
 from federation.protocol.manifest import PeerManifest, SignedManifest, sign_manifest
 from federation.protocol.messages import MIN_WINDOW_BYTES, MIN_WINDOW_PACKETS
 from keys.services import Identity
+from peers.addresses import parse_url
+from peers.errors import AddressError
 
 VERSION = "0.1.0"
 
@@ -63,6 +65,18 @@ def http_bind() -> Bind:
 
 def sync_bind() -> Bind:
     return parse_bind("ARK_SYNC_BIND", settings.ARK_SYNC_BIND)
+
+
+def static_peers() -> tuple[str, ...]:
+    """Return the URLs of ARK_STATIC_PEERS, normalised, each once.
+
+    Raises:
+        ImproperlyConfigured: one of them is no ws:// or wss:// URL.
+    """
+    try:
+        return tuple(dict.fromkeys(parse_url(text.strip()) for text in settings.ARK_STATIC_PEERS if text.strip()))
+    except AddressError as error:
+        raise ImproperlyConfigured(f"ARK_STATIC_PEERS: {error}") from None
 
 
 def parse_bind(name: str, text: str) -> Bind:

@@ -29,10 +29,15 @@ class Database:
     async def write(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._writer, lambda: _call(function, *args, **kwargs))
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Let queued work end, then close the connections and the threads."""
         for executor in (self._reader, self._writer):
             executor.submit(connection.close)
+        # Not on the loop: a write that waits for a locked database takes its time.
+        await asyncio.to_thread(self._shut_down)
+
+    def _shut_down(self) -> None:
+        for executor in (self._reader, self._writer):
             executor.shutdown(wait=True)
 
 

@@ -15,18 +15,20 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 import websockets
+from django.db import DatabaseError
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, WebSocketException
 
 from federation.driver import LinkDriver
 from federation.node import FederationNode
 from federation.protocol.errors import Goodbye
-from federation.protocol.events import EndLink
+from federation.protocol.events import EndLink, EndRequested
 from federation.protocol.limits import Limits
 from keys.encoding import NodeId
 from peers.addresses import host_of
 from peers.backoff import Backoff
 from peers.encounters import note_dial_failure
+from peers.models import Peer
 from peers.selectors import dial_targets
 
 logger = logging.getLogger(__name__)
@@ -34,8 +36,11 @@ logger = logging.getLogger(__name__)
 SUBPROTOCOL = "arklattice.sync.v1"
 OPEN_TIMEOUT_S = 10.0
 ROUND_S = 0.5
+REFRESH_S = 5.0  # between looks into the registry when nothing there is known to have changed
+STEADY_S = 10.0  # a link that ends sooner did not prove that dialling again at once is of use
 DUPLICATE_PAUSE_S = 1.0
 BYE_PAUSE_S = 0.2
+BYES_IN_A_ROW = 3  # short links that ended so; beyond it the back-off counts
 AT_ONCE = 8  # dials under way; beyond it targets wait for the next round
 
 
@@ -55,6 +60,16 @@ class OutboundTransport:
     async def close(self, code: int) -> None:
         await self._connection.close(code)
 
+    def abort(self) -> None:
+        self._connection.transport.abort()
+
+
+class _Connect(connect):
+    """A connection to the address that was dialled, and no other: redirects are a stranger's word on whom to dial."""
+
+    def process_redirect(self, exc: Exception) -> Exception | str:
+        return exc
+
 
 async def open_websocket(url: str, limits: Limits) -> ClientConnection:
     """Return an open WebSocket to a node's sync port.
@@ -64,7 +79,7 @@ async def open_websocket(url: str, limits: Limits) -> ClientConnection:
     """
     target = url if url.rstrip("/").endswith("/sync") else f"{url.rstrip('/')}/sync"
     try:
-        connection = await connect(
+        connection = await _Connect(
             target,
             subprotocols=[websockets.Subprotocol(SUBPROTOCOL)],
             compression=None,
@@ -90,9 +105,9 @@ async def pump(connection: ClientConnection, driver: LinkDriver) -> None:
     try:
         async for frame in connection:
             if isinstance(frame, str):
-                await connection.close(4400)
-                break
-            driver.feed(frame)
+                driver.post(EndRequested(Goodbye.PROTOCOL, "a text frame"))
+            else:
+                driver.feed(frame)
     except ConnectionClosed:
         pass  # its code is read below
     driver.closed(connection.close_code)
@@ -106,14 +121,16 @@ class _Target:
     urls: tuple[str, ...]
     expected: NodeId | None
     backoff: Backoff = field(default_factory=Backoff)
-    task: asyncio.Task[None] | None = None
+    task: asyncio.Task[str | None] | None = None
+    up_at: float | None = None
+    """When the link that stands came up, monotonic seconds."""
 
 
 class Dialer:
     """Keeps links with the peers this node links with by itself.
 
     Args:
-        static: URLs of ARK_STATIC_PEERS.
+        static: URLs of ARK_STATIC_PEERS, normalised.
         enabled: Says whether auto-sync is on.
     """
 
@@ -124,10 +141,13 @@ class Dialer:
         self._static = {url: _Target(urls=(url,), expected=None) for url in static}
         self._static_peers: dict[str, NodeId] = {}
         self._wake = asyncio.Event()
+        self._stale = True
+        self._refreshed_at = 0.0
         self._chance = random.SystemRandom().random
 
     def sign_of_life(self, peer: NodeId) -> None:
         """A peer was heard: dial it without waiting for its back-off."""
+        self._stale = True
         if peer in self._targets:
             self._targets[peer].backoff = Backoff()
             self._wake.set()
@@ -136,16 +156,28 @@ class Dialer:
         """Trust changed: whoever may be dialled now is dialled now."""
         for target in self._all():
             target.backoff = Backoff()
+        self._stale = True
         self._wake.set()
+
+    def registry_changed(self) -> None:
+        """Something may have changed in the registry: read it at the next round."""
+        self._stale = True
 
     def link_up(self, peer: NodeId) -> None:
         if peer in self._targets:
-            self._targets[peer].backoff = Backoff()
+            self._targets[peer].up_at = _clock()
 
     def link_ended(self, peer: NodeId, ending: EndLink) -> None:
         """Decide when a peer whose link ended is dialled again."""
-        if peer in self._targets:
-            self._put_off(self._targets[peer], ending)
+        target = self._targets.get(peer)
+        if target is None or peer in self._node.links:
+            return
+        if target.up_at is not None and _clock() - target.up_at >= STEADY_S:
+            target.backoff = Backoff()
+        was_up, target.up_at = target.up_at is not None, None
+        if was_up:
+            # A dial that led to no link is judged where it was made.
+            self._put_off(target, ending, was_up=True)
             self._wake.set()
 
     async def dial_now(self, peer: NodeId) -> str | None:
@@ -160,7 +192,9 @@ class Dialer:
             await asyncio.wait([target.task])
         if peer in self._node.links:
             return None
-        return await self._attempt(target)
+        task = target.task or self._begin(target)
+        await asyncio.wait([task])
+        return "it is not to be dialled any more" if task.cancelled() else task.result()
 
     async def run(self) -> None:
         """Dial until cancelled; dials under way are cancelled with it."""
@@ -168,22 +202,25 @@ class Dialer:
             while True:
                 self._wake.clear()
                 if self._enabled() and not self._node.stopping:
-                    await self._refresh()
+                    if self._stale or _clock() - self._refreshed_at >= REFRESH_S:
+                        await self._refresh()
                     self._dial_due()
                 try:
                     await asyncio.wait_for(self._wake.wait(), ROUND_S)
                 except TimeoutError:
                     pass  # the next round
-        finally:
+        except asyncio.CancelledError:
             for target in self._all():
                 if target.task is not None:
                     target.task.cancel()
+            raise
 
     def _all(self) -> list[_Target]:
         return [*self._targets.values(), *self._static.values()]
 
     async def _refresh(self) -> None:
         """Bring the targets in line with the registry."""
+        self._stale, self._refreshed_at = False, _clock()
         found = {target.node_id: target.urls for target in await self._node.database.read(dial_targets, datetime.now(UTC))}
         for peer in [peer for peer in self._targets if peer not in found]:
             gone = self._targets.pop(peer)
@@ -196,13 +233,13 @@ class Dialer:
                 self._targets[peer] = _Target(urls=urls, expected=peer)
 
     def _dial_due(self) -> None:
-        now = asyncio.get_running_loop().time()
+        now = _clock()
         busy = sum(target.task is not None for target in self._all())
         for target in self._all():
             if busy >= AT_ONCE:
                 return
             if target.task is None and target.backoff.is_ready(now) and not self._is_linked(target):
-                target.task = asyncio.create_task(self._dial(target))
+                self._begin(target)
                 busy += 1
 
     def _is_linked(self, target: _Target) -> bool:
@@ -212,13 +249,25 @@ class Dialer:
         peer = self._static_peers.get(target.urls[0])
         return peer is not None and (peer in self._node.links or peer in self._targets)
 
-    async def _dial(self, target: _Target) -> None:
+    def _begin(self, target: _Target) -> "asyncio.Task[str | None]":
+        target.task = asyncio.create_task(self._dial(target))
+        return target.task
+
+    async def _dial(self, target: _Target) -> str | None:
+        problem: str | None
         try:
             problem = await self._attempt(target)
-            if problem is not None:
-                logger.debug("dialling %s: %s", " ".join(target.urls), problem)
+        except Exception as error:
+            # A fault here must not look like a dial that went well: the next round would dial again at once.
+            problem = f"internal error: {error!r}"
+            target.backoff = target.backoff.after_failure(now=_clock(), jitter=self._chance())
+            if not isinstance(error, DatabaseError):
+                logger.exception("dialling %s", " ".join(target.urls))
         finally:
             target.task = None
+        if problem is not None:
+            logger.debug("dialling %s: %s", " ".join(target.urls), problem)
+        return problem
 
     async def _attempt(self, target: _Target) -> str | None:
         """Try the addresses in turn; return None when one led to a link, otherwise the last problem."""
@@ -243,14 +292,19 @@ class Dialer:
                 return problem
             if target.expected is not None:
                 await self._note_failure(target.expected, url, problem)
-        target.backoff = target.backoff.after_failure(now=asyncio.get_running_loop().time(), jitter=self._chance())
+        target.backoff = target.backoff.after_failure(now=_clock(), jitter=self._chance())
         return problem
 
     async def _connect(self, target: _Target, url: str) -> EndLink | None:
         """Dial one address; return None when the link is up, or how it ended before that."""
         connection = await open_websocket(url, self._node.limits)
         driver = self._node.open_link(
-            OutboundTransport(connection), address=url, host=host_of(url), dial=True, expected=target.expected
+            OutboundTransport(connection),
+            address=url,
+            host=host_of(url),
+            dial=True,
+            expected=target.expected,
+            found_by=Peer.FoundBy.STATIC if target.expected is None else Peer.FoundBy.CONTACT,
         )
         self._node.spawn(pump(connection, driver))
         await driver.settled.wait()
@@ -258,15 +312,15 @@ class Dialer:
             self._static_peers[url] = driver.session.peer_id
         return driver.ending
 
-    def _put_off(self, target: _Target, ending: EndLink) -> None:
-        now = asyncio.get_running_loop().time()
+    def _put_off(self, target: _Target, ending: EndLink, *, was_up: bool = False) -> None:
+        now = _clock()
         match ending.goodbye:
             case Goodbye.DUPLICATE:
                 # No fault: the other link stands. Looked at again soon, in case that one fell meanwhile.
                 target.backoff = Backoff(target.backoff.failures, now + DUPLICATE_PAUSE_S)
-            case Goodbye.BYE:
+            case Goodbye.BYE if was_up and target.backoff.failures < BYES_IN_A_ROW:
                 # What may be done here changed: the new link says so.
-                target.backoff = Backoff(target.backoff.failures, now + BYE_PAUSE_S * self._chance())
+                target.backoff = Backoff(target.backoff.failures + 1, now + BYE_PAUSE_S * self._chance())
             case Goodbye.PENDING:
                 target.backoff = target.backoff.after_pending(now=now, jitter=self._chance())
             case _:
@@ -274,6 +328,10 @@ class Dialer:
 
     async def _note_failure(self, peer: NodeId, url: str, problem: str) -> None:
         await self._node.database.write(note_dial_failure, node_id=peer, url=url, error=problem, now=datetime.now(UTC))
+
+
+def _clock() -> float:
+    return asyncio.get_running_loop().time()
 
 
 def _first_line(error: BaseException) -> str:

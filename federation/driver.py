@@ -6,6 +6,9 @@
 
 Answers go before frames, so a reply to an effect is seen before the next thing the peer says. Inbox and outbox
 are bounded: the protocol's windows keep an honest peer far below the bounds, and beyond them the link ends.
+
+However a link ends, its transport is closed for good within `GOODBYE_S`: gently where the peer reads, by force
+where it does not. Questions still under way then are answered to nobody; what they store is stored.
 """
 
 import asyncio
@@ -15,7 +18,7 @@ from collections import deque
 from collections.abc import Coroutine
 from typing import Any, Protocol
 
-from django.db import DatabaseError
+from django.db import InterfaceError, OperationalError
 
 from federation.protocol.errors import Goodbye
 from federation.protocol.events import (
@@ -39,23 +42,32 @@ from federation.protocol.events import (
     TransportClosed,
 )
 from federation.protocol.session import PeerSession
+from peers.models import Peer
 
 logger = logging.getLogger(__name__)
 
-INBOX_FRAMES = 1_024  # frames waiting to be handled; beyond it the peer ignores its windows: overrun
+INBOX_FRAMES = 2_048  # frames waiting to be handled; beyond it the peer ignores its windows: overrun
 INBOX_BYTES = 4 * 1024 * 1024
 OUTBOX_BYTES = 8 * 1024 * 1024  # frames waiting for the transport; beyond it the peer does not read: dead
 FRAMES_A_TURN = 32  # handled before the loop gets its turn again
-FLUSH_S = 3.0  # a peer that does not read does not get its Goodbye
+STALL_S = 20.0  # for the transport to take one frame; beyond it the peer does not read: dead
+GOODBYE_S = 1.5  # for queued frames, the Goodbye and the closing handshake; beyond it the connection is cut
+DECISION_S = 30.0  # for the database to say whether a link may stand; beyond it the link ends
 RETRY_S = 1.0  # between looks at a database that does not answer
+MIN_TIMER_S = 0.001  # a deadline in the past is no reason to spin
 
 
 class Transport(Protocol):
     """A WebSocket, inbound or outbound."""
 
-    async def send(self, data: bytes) -> None: ...
+    async def send(self, data: bytes) -> None:
+        """Take a frame; return when there is room for another."""
 
-    async def close(self, code: int) -> None: ...
+    async def close(self, code: int) -> None:
+        """Close with this code; return when the peer has answered."""
+
+    def abort(self) -> None:
+        """Cut the connection at once; of no effect on one that is closed."""
 
 
 class Shell(Protocol):
@@ -69,18 +81,33 @@ class Shell(Protocol):
 
     async def carry_out(self, driver: "LinkDriver", effect: Effect) -> None: ...
 
+    def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Run a task of a link; the shell awaits or cancels what is left of them when it stops."""
+
 
 class LinkDriver:
     """One link. `feed`, `post` and `closed` never block and may be called from the loop at any time.
 
     Args:
         address: The other end as a URL or host, for people.
+        host: Its host, for what is counted by address.
+        found_by: How the address came here.
     """
 
-    def __init__(self, session: PeerSession, transport: Transport, shell: Shell, *, address: str, host: str) -> None:
+    def __init__(
+        self,
+        session: PeerSession,
+        transport: Transport,
+        shell: Shell,
+        *,
+        address: str,
+        host: str,
+        found_by: Peer.FoundBy = Peer.FoundBy.CONTACT,
+    ) -> None:
         self.session = session
         self.address = address
         self.host = host
+        self.found_by = found_by
         self.opened_at = time.time()
         self.ended = asyncio.Event()
         self.settled = asyncio.Event()  # the link is up, or will never be
@@ -97,7 +124,6 @@ class LinkDriver:
         self._outbox: deque[bytes] = deque()
         self._outbox_bytes = 0
         self._writer: asyncio.Task[None] | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
 
     # --- from outside ---
 
@@ -132,6 +158,10 @@ class LinkDriver:
         self.post(EndRequested(goodbye, reason))
         await self.ended.wait()
 
+    def give_way(self, reason: str) -> None:
+        """End the link at once, before anything that waits; the transport closes by itself."""
+        self._handle(EndRequested(Goodbye.BYE, reason))
+
     # --- the turn ---
 
     def _schedule(self) -> None:
@@ -154,27 +184,40 @@ class LinkDriver:
                 self._handle(self._closed)
             else:
                 break
-        if self._events or self._frames:
+        if self._events or self._frames or self._closed is not None:
             self._schedule()
         self._arm()
 
     def _handle(self, event: Event) -> None:
+        if self.ending is not None:
+            return
+        for effect in self._effects_of(event):
+            if self.ending is not None:
+                return  # nothing follows the end of a link
+            self._execute(effect)
+
+    def _effects_of(self, event: Event) -> list[Effect]:
         try:
-            effects = self.session.handle(event, now=self._loop.time(), now_ms=time.time_ns() // 1_000_000)
+            return self._tell(event)
         except Exception:
             # A bug of this program ends this link, and only this one; the peer learns no details.
             logger.exception("link with %s: %s could not be handled", self.address, type(event).__name__)
-            effects = [EndLink(close_code=Goodbye.PROTOCOL.close_code, goodbye=Goodbye.PROTOCOL, reason="internal error")]
-        for effect in effects:
-            self._execute(effect)
+        try:
+            self._tell(TransportClosed(None))  # so that the session lets go of what it shares with other links
+        except Exception:
+            logger.exception("link with %s: could not be taken down in order", self.address)
+        return [EndLink(close_code=Goodbye.PROTOCOL.close_code, goodbye=Goodbye.PROTOCOL, reason="internal error")]
+
+    def _tell(self, event: Event) -> list[Effect]:
+        return self.session.handle(event, now=self._loop.time(), now_ms=time.time_ns() // 1_000_000)
 
     def _arm(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        deadline = self.session.deadline
-        if deadline is not None and self.ending is None:
-            self._timer = self._loop.call_at(deadline, self.post, TimerFired())
+        deadline = self.session.deadline if self.ending is None else None
+        if deadline is not None:
+            self._timer = self._loop.call_at(max(deadline, self._loop.time() + MIN_TIMER_S), self.post, TimerFired())
 
     # --- effects ---
 
@@ -193,45 +236,58 @@ class LinkDriver:
                 self._finish(effect)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = self._loop.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._task_done)
+        self._shell.spawn(work).add_done_callback(self._task_done)
 
     def _task_done(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            logger.error("link with %s: %r", self.address, error, exc_info=error)
+        # The shell logged it.
+        if not task.cancelled() and task.exception() is not None:
             self.post(EndRequested(Goodbye.BYE, "internal error"))
 
     async def _ask(self, question: Effect) -> None:
-        while self.ending is None:
+        """Get a question answered, at least once also when the link ends meanwhile: what was received is still stored."""
+        give_up_at = self._loop.time() + DECISION_S if isinstance(question, Authenticated) else None
+        while True:
             try:
                 answer = await self._shell.answer(self, question)
-            except DatabaseError as error:
-                logger.warning("link with %s: the database does not answer (%s), trying again", self.address, error)
-                await asyncio.sleep(RETRY_S)
-                continue
-            self.post(answer)
-            return
+            except (OperationalError, InterfaceError) as error:
+                logger.warning("link with %s: the database does not answer, trying again: %s", self.address, error)
+            else:
+                self.post(answer)
+                return
+            await asyncio.sleep(RETRY_S)
+            if self.ending is not None:
+                return
+            if give_up_at is not None and self._loop.time() >= give_up_at:
+                self.post(EndRequested(Goodbye.BYE, "the database does not answer"))
+                return
 
     def _send(self, data: bytes) -> None:
         self._outbox.append(data)
         self._outbox_bytes += len(data)
         if self._outbox_bytes > OUTBOX_BYTES:
-            self._finish(EndLink(close_code=Goodbye.DEAD.close_code, goodbye=Goodbye.DEAD, reason="the peer does not read"))
+            self._does_not_read()
         elif self._writer is None:
             self._writer = self._loop.create_task(self._write())
+
+    def _does_not_read(self) -> None:
+        self._outbox.clear()
+        self._finish(EndLink(close_code=Goodbye.DEAD.close_code, goodbye=Goodbye.DEAD, reason="the peer does not read"))
+        self._effects_of(TransportClosed(None))
 
     async def _write(self) -> None:
         try:
             while self._outbox:
                 data = self._outbox.popleft()
                 self._outbox_bytes -= len(data)
-                await self._transport.send(data)
+                async with asyncio.timeout(STALL_S):
+                    await self._transport.send(data)
+        except TimeoutError:
+            self._writer = None
+            self._does_not_read()
         except Exception as error:
             # Whatever a WebSocket library raises here means the same: the connection is gone.
             logger.debug("link with %s: %r while sending", self.address, error)
-            self.post(TransportClosed(None))
+            self.closed(None)
         finally:
             self._writer = None
 
@@ -244,19 +300,20 @@ class LinkDriver:
             self._timer.cancel()
         self._frames.clear()
         self._events.clear()
-        closing = self._loop.create_task(self._close(ending))
-        self._tasks.add(closing)
-        closing.add_done_callback(self._tasks.discard)
+        self._spawn(self._close(ending))
         self._shell.link_ended(self, ending)
 
     async def _close(self, ending: EndLink) -> None:
         try:
-            if self._writer is not None:
-                await asyncio.wait_for(asyncio.shield(self._writer), FLUSH_S)
-            await asyncio.wait_for(self._transport.close(ending.close_code), FLUSH_S)
+            async with asyncio.timeout(GOODBYE_S):
+                if self._writer is not None:
+                    await asyncio.wait([self._writer])
+                await self._transport.close(ending.close_code)
         except Exception as error:
             logger.debug("link with %s: %r while closing", self.address, error)
         finally:
             if self._writer is not None:
                 self._writer.cancel()
+            self._outbox.clear()
+            self._transport.abort()
             self.ended.set()

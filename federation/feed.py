@@ -37,7 +37,8 @@ class Feed:
         """Build the catalogue from the store; called at the start and when visibility changed."""
         async with self._lock:
             snapshot = await self._database.read(read_item_sets)
-            self.head = self._floor = self._index.replace(snapshot)
+            # Never back: purging the newest packets lowers the highest arrival number there is.
+            self.head = self._floor = max(self.head, self._index.replace(snapshot))
             self._rows.clear()
             self.bodies.clear()
 

@@ -17,13 +17,13 @@ import random
 import secrets
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from django.db import DatabaseError
+from django.db import DatabaseError, transaction
 
-from federation import claims, requests, selectors, services
+from federation import claims, requests, selectors, services, state
 from federation.cipher import SodiumSuite
 from federation.claims import Claimant
 from federation.committer import Committer
@@ -70,6 +70,7 @@ from keys.encoding import NodeId
 from keys.services import Identity, load_identity, register_identity
 from peers.addresses import sync_url
 from peers.encounters import Caps, Declared, ManifestRecord, note_clock_offset, note_contact, note_link
+from peers.errors import AddressError
 from peers.models import Peer
 from peers.selectors import penalty_of, policy_revision, trust_table
 from peers.services import start_penalty
@@ -78,7 +79,10 @@ from peers.trust import KeyStatus, Tier, TrustTable
 logger = logging.getLogger(__name__)
 
 HOUSEKEEPING_S = 1.0
-REFRESH_S = 5.0
+REFRESH_S = 10.0  # between signs of life of the claims; a third of what they live
+STATE_S = 2.0  # between looks at whether what a link says of itself has changed enough to be written
+LINK_WAIT_S = 3.0  # for a link to be up whose claim stands already
+LEFTOVERS_S = 0.5  # at the stop: for batches under judgement to be stored, though nobody hears of it any more
 
 
 class FederationNode:
@@ -87,7 +91,7 @@ class FederationNode:
     def __init__(self, identity: Identity) -> None:
         self.identity = identity
         self.limits = configured_limits()
-        self.process = secrets.token_hex(16)
+        self.process = claims.process_token()
         self.manifest = own_manifest(identity, issued_at=_now_ms())
         self.local = Local(
             node_id=identity.node_id,
@@ -99,7 +103,12 @@ class FederationNode:
         self.index = OriginIndex()
         self.feed = Feed(self.database, self.index, advanced=self._feed_advanced)
         self.verifiers = VerifierPool()
-        self.committer = Committer(self.database, quotas=lambda: self.ingest.quotas(), stored=self._stored)
+        self.committer = Committer(
+            self.database,
+            quotas=lambda: self.ingest.quotas(),
+            stored=self._stored,
+            stopped_changed=lambda: self.stopped_changed(self.committer.stopped),
+        )
         self.table = TrustTable(identity.node_id, {}, {})
         self.ingest = Ingest(
             database=self.database,
@@ -116,6 +125,7 @@ class FederationNode:
         # The runner's part, empty under plain daphne: who dials, and who handles what commands ask.
         self.table_changed: Callable[[], None] = lambda: None
         self.link_changed: Callable[[NodeId, EndLink | None], None] = lambda peer, ending: None
+        self.stopped_changed: Callable[[str | None], None] = lambda reason: None
         self.asked: Callable[[], Awaitable[None]] | None = None
         self.stopping = False
         self._suite = SodiumSuite()
@@ -126,7 +136,10 @@ class FederationNode:
         self._advancing = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._background: set[asyncio.Task[Any]] = set()
-        self._refreshed_at = 0.0
+        self._policy = asyncio.Lock()
+        self._visibility = 0
+        self._refreshed_at = self._looked_at = 0.0
+        self._shown: dict[str, Mapping[str, Any]] = {}
 
     # --- life ---
 
@@ -137,6 +150,7 @@ class FederationNode:
             DatabaseError: the database is not there or not migrated.
         """
         await self.database.write(register_identity, self.identity)
+        self._visibility = await self.database.read(state.visibility_revision)
         self.table = await self.database.read(trust_table, self.identity)
         await self.feed.load()
         self._tasks = [
@@ -146,21 +160,32 @@ class FederationNode:
         ]
 
     async def stop(self, goodbye: Goodbye = Goodbye.RESTARTING) -> None:
-        """Say goodbye on every link, commit what is under way, and close."""
+        """Say goodbye on every link, commit what is under way, and close. A second call returns at once."""
+        if self.stopping:
+            return
         self.stopping = True
+        # The goodbyes first: whatever the database does, the peers know.
         await asyncio.gather(*(driver.end(goodbye, "the node is stopping") for driver in list(self.drivers.values())))
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._background:
+            await asyncio.wait(self._background, timeout=LEFTOVERS_S)
+        while self._background:
+            for task in list(self._background):
+                task.cancel()
+            await asyncio.wait(self._background)
+        await self.verifiers.close()
         await self.committer.drain()
-        await asyncio.gather(*self._background, return_exceptions=True)
         try:
             await self._flush_counters()
             await self.database.write(claims.release_process, process=self.process)
         except DatabaseError as error:
             logger.error("the last counters could not be written: %s", error)
-        await self.verifiers.close()
-        self.database.close()
+
+    async def close(self) -> None:
+        """Close the database; the last thing, after `stop`."""
+        await self.database.close()
 
     async def supervise(self, name: str, work: Callable[[], Awaitable[None]]) -> None:
         """Run a task for ever: a failure is logged and the task started again a second later."""
@@ -175,23 +200,38 @@ class FederationNode:
                 logger.exception("%s failed and is started again", name)
             await asyncio.sleep(1.0)
 
-    def spawn(self, work: Awaitable[Any]) -> None:
+    def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Run something beside the links; its failure is logged."""
         task = asyncio.ensure_future(work)
         self._background.add(task)
         task.add_done_callback(self._spawned_done)
+        return task
 
-    def _spawned_done(self, task: asyncio.Future[Any]) -> None:
-        self._background.discard(task)  # type: ignore[arg-type]
+    def _spawned_done(self, task: asyncio.Task[None]) -> None:
+        self._background.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            logger.error("%r", error, exc_info=error)
+            if isinstance(error, DatabaseError):
+                logger.warning("the database does not answer, something was left undone: %s", error)
+            else:
+                logger.error("%r", error, exc_info=error)
 
     # --- links ---
 
     def open_link(
-        self, transport: Transport, *, address: str, host: str, dial: bool = False, expected: NodeId | None = None
+        self,
+        transport: Transport,
+        *,
+        address: str,
+        host: str,
+        dial: bool = False,
+        expected: NodeId | None = None,
+        found_by: Peer.FoundBy = Peer.FoundBy.CONTACT,
     ) -> LinkDriver:
-        """Return a started driver for a fresh WebSocket, dialled by this side or accepted."""
+        """Return a started driver for a fresh WebSocket, dialled by this side or accepted.
+
+        Args:
+            found_by: How the address came here, for the registry if the peer is new.
+        """
         seed = secrets.token_bytes(32)
         handshake = (
             ClientHandshake(self.local, self._suite, seed, expected) if dial else ServerHandshake(self.local, self._suite, seed)
@@ -206,7 +246,7 @@ class FederationNode:
             chance=random.SystemRandom().random,
             now=asyncio.get_running_loop().time(),
         )
-        driver = LinkDriver(session, transport, self, address=address, host=host)
+        driver = LinkDriver(session, transport, self, address=address, host=host, found_by=found_by)
         token = secrets.token_hex(16)
         self.drivers[token] = driver
         self._tokens[driver] = token
@@ -214,8 +254,16 @@ class FederationNode:
         return driver
 
     def half_open(self) -> list[LinkDriver]:
-        """Return the drivers whose peer has not proven its key yet, oldest first."""
-        return [driver for driver in self.drivers.values() if driver.session.peer is None]
+        """Return the inbound links that are not up yet, oldest first."""
+        return [driver for driver in self.drivers.values() if not driver.session.is_dialler and not driver.settled.is_set()]
+
+    def strangers_from(self, host: str) -> int:
+        """Return how many inbound links from this address are not, or not yet, those of a CORE or SANDBOX peer."""
+        inbound = [driver for driver in self.drivers.values() if not driver.session.is_dialler and driver.host == host]
+        return sum(not (driver.settled.is_set() and self._is_friend(driver.session.peer_id)) for driver in inbound)
+
+    def _is_friend(self, peer: NodeId) -> bool:
+        return self.table.standing(peer).tier in (Tier.CORE, Tier.SANDBOX)
 
     def _refusals_of(self, peer: NodeId) -> Refusals:
         return self._refusals.setdefault(peer, Refusals(self.limits.refusals_per_peer))
@@ -264,11 +312,13 @@ class FederationNode:
     def link_up(self, driver: LinkDriver) -> None:
         peer = driver.session.peer_id
         logger.info("linked with %s (%s)", peer.hex()[:8], driver.address)
+        self.spawn(self._show(driver))
         self.link_changed(peer, None)
 
     def link_ended(self, driver: LinkDriver, ending: EndLink) -> None:
         token = self._tokens.pop(driver)
         del self.drivers[token]
+        self._shown.pop(token, None)
         peer = driver.session.peer
         who = "the peer" if ending.by_peer else "this node"
         name = driver.address if peer is None else f"{peer.node_id.hex()[:8]} ({driver.address})"
@@ -283,27 +333,31 @@ class FederationNode:
         self.spawn(self._release(token))
         self.link_changed(peer.node_id, ending)
 
+    async def _show(self, driver: LinkDriver) -> None:
+        token = self._tokens.get(driver)
+        if token is not None:
+            self._shown[token] = shown = describe(driver)
+            await self.database.write(claims.show_link, process=self.process, link=token, state=shown, now=_now())
+
     async def _release(self, token: str) -> None:
         await self.database.write(claims.release_claim, process=self.process, link=token)
 
     async def _decide(self, driver: LinkDriver, signed: SignedManifest) -> Event:
         """Register who proved its key, and say whether the link may stand."""
         dialled = driver.address if driver.session.is_dialler else None
-        port = signed.manifest.sync_port
-        heard_at = sync_url(driver.host, port) if dialled is None and port and driver.host else None
-        await self._note(signed, dialled=dialled, heard_at=heard_at)
+        await self._note(signed, dialled=dialled, heard_at=_heard_at(driver, signed), found_by=driver.found_by)
         await self._reload_policy()
         peer = signed.node_id
         decision = self.table.may_link(peer)
         if not decision.allowed:
             return LinkRefused(Goodbye(decision.code), decision.reason)
         key = self.table.keys.get(signed.key_fingerprint)
-        if self.table.standing(peer).tier in (Tier.CORE, Tier.SANDBOX) and (key is None or key.status is not KeyStatus.TRUSTED):
+        if self._is_friend(peer) and (key is None or key.status is not KeyStatus.TRUSTED):
             return LinkRefused(Goodbye.PENDING, "the operator has not confirmed this key yet")
         until = await self.database.read(penalty_of, peer, now=_now())
         if until is not None:
             return LinkRefused(Goodbye.PENALTY, f"refused until {until:%H:%M:%S} UTC")
-        if len(self.links) >= self.limits.links and peer not in self.links:
+        if len(self.links) >= self.limits.links and peer not in self.links and not self._give_way_to(peer):
             return LinkRefused(Goodbye.BYE, "this node has as many links as it may have")
         if self.stopping:
             return LinkRefused(Goodbye.RESTARTING, "the node is stopping")
@@ -316,6 +370,9 @@ class FederationNode:
         dialler = self.identity.node_id if driver.session.is_dialler else peer
         claimant = Claimant(peer=peer, process=self.process, link=token, dialler=dialler, address=driver.address)
         result = await self.database.write(claims.claim_link, claimant=claimant, now=_now())
+        if driver.ending is not None:
+            # It ended while the claim was written; the claim is given back by then, for the writer keeps the order.
+            return LinkRefused(Goodbye.BYE)
         if not result.granted:
             return LinkRefused(Goodbye.DUPLICATE, "another link between us stays")
         earlier = self.links.get(peer)
@@ -324,7 +381,24 @@ class FederationNode:
             self.spawn(earlier.end(Goodbye.DUPLICATE, "another link between us stays"))
         return LinkAllowed(self.table)
 
-    async def _note(self, signed: SignedManifest, *, dialled: str | None, heard_at: str | None) -> None:
+    def _give_way_to(self, peer: NodeId) -> bool:
+        """End the oldest link with an EXTERNAL peer, if a friend wants its place and there is one."""
+        if not self._is_friend(peer):
+            return False
+        oldest = next((driver for other, driver in self.links.items() if not self._is_friend(other)), None)
+        if oldest is None:
+            return False
+        oldest.give_way("the place is needed for another peer")
+        return True
+
+    async def _note(
+        self,
+        signed: SignedManifest,
+        *,
+        dialled: str | None,
+        heard_at: str | None,
+        found_by: Peer.FoundBy = Peer.FoundBy.CONTACT,
+    ) -> None:
         await self.database.write(
             note_contact,
             node_id=signed.node_id,
@@ -355,57 +429,89 @@ class FederationNode:
         while True:
             await self._advancing.wait()
             self._advancing.clear()
-            await self.feed.advance()
+            try:
+                await self.feed.advance()
+            except DatabaseError:
+                self._advancing.set()  # what was stored is still to be read
+                raise
 
     def _feed_advanced(self, head: int) -> None:
         for driver in self.links.values():
             driver.post(FeedAdvanced(head))
 
     async def look(self) -> None:
-        """Take in what any process of this node changed: policy, packets, requests."""
+        """Take in what any process of this node changed: policy, packets, claims, requests."""
         await self._reload_policy()
         self._advancing.set()
+        await self._give_up_lost_claims()
         await self._answer_requests()
         if self.asked is not None:
             await self.asked()
 
     async def _reload_policy(self) -> None:
-        if await self.database.read(policy_revision) == self.table.revision:
-            return
-        table = await self.database.read(trust_table, self.identity)
-        if table.revision == self.table.revision:
-            return
-        await self.feed.load()
+        # One at a time: of two that overlap, the one that read earlier must not have the last word.
+        async with self._policy:
+            if await self.database.read(policy_revision) == self.table.revision:
+                return
+            visibility = await self.database.read(state.visibility_revision)
+            self._set_table(await self.database.read(trust_table, self.identity))
+            if visibility != self._visibility:
+                # The policy did not wait for this: it is asked at each send and each receipt from now on.
+                await self.feed.load()
+                self._visibility = visibility
+                self._tell_links()
+        self.table_changed()
+
+    def _set_table(self, table: TrustTable) -> None:
         self.table = table
         for refusals in self._refusals.values():
             refusals.clear()
-        for driver in list(self.links.values()):
-            driver.post(PolicyChanged(table))
-        self.table_changed()
+        self._tell_links()
+
+    def _tell_links(self) -> None:
+        for driver in list(self.drivers.values()):
+            driver.post(PolicyChanged(self.table))
+
+    async def _give_up_lost_claims(self) -> None:
+        """End the links here that another process of this node displaced."""
+        mine = {token for driver in self.links.values() if (token := self._tokens.get(driver)) is not None}
+        if not mine:
+            return
+        lost = mine - await self.database.read(claims.held_links, process=self.process)
+        for token in lost & self.drivers.keys():
+            driver = self.drivers[token]
+            self.spawn(driver.end(Goodbye.DUPLICATE, "another process of this node has the link"))
 
     # --- what commands ask of the links here ---
 
     async def _answer_requests(self) -> None:
         for request in await self.database.read(requests.waiting, kind=requests.SYNC):
-            peer = NodeId(bytes.fromhex(request.argument["peer"]))
+            peer = requests.peer_of(request)
             if peer in self.links and await self.database.write(requests.take, pk=request.pk):
                 self.spawn(self.sync_now(peer, request.pk, None))
 
     async def sync_now(self, peer: NodeId, request: int, problem: str | None) -> None:
         """Reconcile with a peer now and answer the request; `problem`: why there is no link, if there is none."""
+        clock = asyncio.get_running_loop().time
+        deadline = clock() + requests.PATIENCE_S
+        if problem is None:
+            # Of two links that met, the other one may stay, and be up in a moment.
+            while peer not in self.links and clock() < deadline - requests.PATIENCE_S + LINK_WAIT_S:
+                await asyncio.sleep(0.05)
         driver = self.links.get(peer)
         if driver is None:
             answer: dict[str, Any] = {"linked": False, "problem": problem or "the link ended"}
             await self.database.write(requests.answer, pk=request, answer=answer)
             return
+        while not driver.settled.is_set() and clock() < deadline:
+            await asyncio.sleep(0.05)
         before = driver.session.stats.outcomes_in.get("accepted", 0)
         driver.post(ReconcileNow())
-        deadline = asyncio.get_running_loop().time() + requests.PATIENCE_S
         settled = False
         await asyncio.sleep(0.05)
-        while not settled and driver.ending is None and asyncio.get_running_loop().time() < deadline:
-            state = driver.session.state
-            settled = isinstance(state, Linked) and state.receiver.is_settled
+        while not settled and driver.ending is None and clock() < deadline:
+            current = driver.session.state
+            settled = isinstance(current, Linked) and current.receiver.is_settled
             await asyncio.sleep(0.05)
         received = driver.session.stats.outcomes_in.get("accepted", 0) - before
         answer = {"linked": driver.ending is None, "settled": settled, "received": received}
@@ -419,23 +525,39 @@ class FederationNode:
             for driver in list(self.drivers.values()):
                 self._count(driver)
             await self._flush_counters()
-            now = asyncio.get_running_loop().time()
-            if now - self._refreshed_at >= REFRESH_S:
-                self._refreshed_at = now
-                await self._refresh()
+            await self._refresh()
 
     async def _refresh(self) -> None:
-        states = {self._tokens[driver]: describe(driver) for driver in self.links.values() if driver in self._tokens}
+        """Keep the claims alive, and what they show of the links true; nothing is written where nothing happens."""
+        now = asyncio.get_running_loop().time()
+        states = {
+            token: describe(driver)
+            for driver in self.links.values()
+            if driver.settled.is_set() and (token := self._tokens.get(driver)) is not None
+        }
+        due = now - self._refreshed_at >= REFRESH_S
+        if not due:
+            if now - self._looked_at < STATE_S:
+                return
+            self._looked_at = now
+            states = {token: shown for token, shown in states.items() if _differs(shown, self._shown.get(token))}
         if not states:
             return
-        lost = await self.database.write(claims.refresh_claims, process=self.process, states=states, now=_now())
-        for token in lost:
-            if token in self.drivers:
-                self.spawn(self.drivers[token].end(Goodbye.DUPLICATE, "another process of this node has the link"))
-        await self.database.write(note_link, node_ids=list(self.links), now=_now())
-        for peer, driver in list(self.links.items()):
-            if driver.session.stats.clock_offset_ms is not None:
-                await self.database.write(note_clock_offset, node_id=peer, offset_ms=driver.session.stats.clock_offset_ms)
+        offsets = {peer: driver.session.stats.clock_offset_ms for peer, driver in self.links.items()} if due else {}
+        await self.database.write(self._write_down, states, offsets)
+        self._shown.update({token: shown for token, shown in states.items() if token in self.drivers})
+        if due:
+            self._refreshed_at = now
+
+    def _write_down(self, states: Mapping[str, Mapping[str, Any]], offsets: Mapping[NodeId, int | None]) -> None:
+        """In the writer's thread, in one transaction: what the links are like now, and whose clock is how far off."""
+        with transaction.atomic():
+            claims.refresh_claims(process=self.process, states=states, now=_now())
+            if offsets:
+                note_link(node_ids=list(offsets), now=_now())
+            for peer, offset_ms in offsets.items():
+                if offset_ms is not None:
+                    note_clock_offset(node_id=peer, offset_ms=offset_ms)
 
     def _count(self, driver: LinkDriver) -> None:
         if driver.session.peer is None:
@@ -496,6 +618,24 @@ def describe(driver: LinkDriver) -> Mapping[str, Any]:
             "announcing": sender.is_announcing,
         }
     return state
+
+
+def _differs(shown: Mapping[str, Any], before: Mapping[str, Any] | None) -> bool:
+    """Return whether a link has something new to say; times that always move a little are none."""
+    if before is None:
+        return True
+    return any(value != before.get(name) for name, value in shown.items() if name not in ("rtt_ms", "clock_offset_ms"))
+
+
+def _heard_at(driver: LinkDriver, signed: SignedManifest) -> str | None:
+    """Return where a peer that dialled may be dialled in turn, by the address its connection came from."""
+    port = signed.manifest.sync_port
+    if driver.session.is_dialler or not port:
+        return None
+    try:
+        return sync_url(driver.host, port)
+    except AddressError:
+        return None  # no IP address: a proxy or a local socket stands between
 
 
 def _totals(driver: LinkDriver) -> Counter[str]:

@@ -12,6 +12,7 @@ from django.db import transaction
 from django.utils import timezone
 
 from federation.models import NodeRequest
+from keys.encoding import EncodingError, NodeId, parse_node_id
 
 SYNC = "sync"
 PATIENCE_S = 30.0
@@ -29,16 +30,29 @@ def wait(*, pk: int, timeout_s: float, poll_s: float = 0.05) -> dict[str, Any] |
     """Return the answer, or None when none came in time; the request is gone afterwards either way."""
     deadline = time.monotonic() + timeout_s
     answer = None
-    while answer is None and time.monotonic() < deadline:
-        time.sleep(poll_s)
-        answer = NodeRequest.objects.filter(pk=pk).values_list("answer", flat=True).first()
-    NodeRequest.objects.filter(pk=pk).delete()
+    try:
+        while answer is None and time.monotonic() < deadline:
+            time.sleep(poll_s)
+            answer = NodeRequest.objects.filter(pk=pk).values_list("answer", flat=True).first()
+    finally:
+        NodeRequest.objects.filter(pk=pk).delete()
     return answer
 
 
 def waiting(*, kind: str) -> list[NodeRequest]:
-    """Return requests nobody has taken yet."""
-    return list(NodeRequest.objects.filter(kind=kind, taken_at__isnull=True))
+    """Return requests nobody has taken yet and somebody may still wait for."""
+    since = timezone.now() - timedelta(seconds=2 * PATIENCE_S)
+    return list(NodeRequest.objects.filter(kind=kind, taken_at__isnull=True, asked_at__gt=since))
+
+
+def peer_of(request: NodeRequest) -> NodeId | None:
+    """Return the peer a request is about; None when the row does not say so in a way that can be read."""
+    argument = request.argument
+    text = argument.get("peer") if isinstance(argument, dict) else None
+    try:
+        return parse_node_id(text) if isinstance(text, str) else None
+    except EncodingError:
+        return None
 
 
 def take(*, pk: int) -> bool:

@@ -26,9 +26,9 @@ from federation.protocol.canonical import JSONValue
 from federation.protocol.envelope import Envelope, VerifiedPacket, sign_packet
 from federation.protocol.errors import Code, PacketError
 from federation.protocol.packet import Packet, PacketId, build_packet
+from federation.state import bump_visibility
 from keys.ed25519 import KeyPair
 from keys.encoding import NodeId
-from peers.records import bump_policy
 from peers.trust import Audience
 
 # Packets in one transaction: few enough that another writer waits some milliseconds, enough to share one fsync.
@@ -462,7 +462,7 @@ def _set_hidden(packets: QuerySet[KnowledgePacket], hidden: bool) -> int:
         changed = packets.exclude(hidden=hidden).update(hidden=hidden)
         if changed:
             # Running nodes rebuild what they offer when the revision moves.
-            bump_policy()
+            bump_visibility()
     return changed
 
 
@@ -474,7 +474,7 @@ def _purge(packets: QuerySet[KnowledgePacket]) -> int:
         store.charge_usage((origin, -count, -size) for origin, count, size in taken)
         gone = packets.delete()[0]
         if gone:
-            bump_policy()
+            bump_visibility()
     return gone
 
 

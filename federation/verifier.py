@@ -1,8 +1,8 @@
 """Verifying signatures without holding up the event loop: few inline, many in worker processes.
 
 A thread would have to win the interpreter lock back after every signature; a process does not
-(docs/decisions/0003-verifying-in-processes.md has the figures). A worker that dies is started again and its
-request repeated: verification is a pure function. Workers end with their parent, for their input ends.
+(docs/decisions/0003-verifying-in-processes.md has the figures). A worker that dies or hangs is started again and
+its request repeated: verification is a pure function. Workers end with their parent, for their input ends.
 """
 
 import asyncio
@@ -23,6 +23,8 @@ logger = logging.getLogger(__name__)
 
 INLINE = 4  # candidates verified on the loop: about 0.25 ms, less than the way to a worker and back
 ATTEMPTS = 3
+ANSWER_S = 10.0  # a batch takes 15 ms; a worker that needs this long is stopped or stuck
+CLOSE_S = 0.5  # for a worker to see that its input ended
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -36,6 +38,11 @@ class VerifierPool:
         for worker in self._workers:
             self._idle.put_nowait(worker)
 
+    @property
+    def pids(self) -> list[int]:
+        """The processes that run now."""
+        return [worker.pid for worker in self._workers if worker.pid is not None]
+
     async def verify(self, candidates: Sequence[Candidate]) -> list[VerifiedPacket | Refused]:
         """Check the signatures; one outcome for each candidate, in its place."""
         if len(candidates) <= INLINE:
@@ -47,7 +54,6 @@ class VerifierPool:
                     holds = await worker.ask(candidates)
                 except (OSError, asyncio.IncompleteReadError) as error:
                     logger.warning("a verifier process ended (%r), attempt %d", error, attempt + 1)
-                    worker.kill()
                 else:
                     return [_outcome(candidate, held) for candidate, held in zip(candidates, holds, strict=True)]
         finally:
@@ -55,8 +61,7 @@ class VerifierPool:
         return verify_candidates(candidates)
 
     async def close(self) -> None:
-        for worker in self._workers:
-            await worker.close()
+        await asyncio.gather(*(worker.close() for worker in self._workers))
 
 
 def _outcome(candidate: Candidate, holds: int) -> VerifiedPacket | Refused:
@@ -73,10 +78,17 @@ class _Worker:
     def __init__(self) -> None:
         self._process: asyncio.subprocess.Process | None = None
 
+    @property
+    def pid(self) -> int | None:
+        return None if self._process is None else self._process.pid
+
     async def ask(self, candidates: Sequence[Candidate]) -> bytes:
-        process = self._process or await self._start()
-        if process.stdin is None or process.stdout is None:
-            raise OSError("the verifier process has no pipes")
+        """Return a byte for each candidate, 1 where the signature holds.
+
+        Raises:
+            OSError, asyncio.IncompleteReadError: The process could not be started, ended, or did not answer in time;
+                the next call starts another.
+        """
         triples = [
             (
                 signing_input(candidate.envelope.timestamp, candidate.envelope.body),
@@ -86,20 +98,37 @@ class _Worker:
             for candidate in candidates
         ]
         request = msgspec.msgpack.encode(triples)
-        process.stdin.write(len(request).to_bytes(LENGTH_BYTES, "big") + request)
-        await process.stdin.drain()
-        return await process.stdout.readexactly(len(candidates))
+        try:
+            process = self._process or await self._start()
+            if process.stdin is None or process.stdout is None:
+                raise OSError("the verifier process has no pipes")
+            async with asyncio.timeout(ANSWER_S):
+                process.stdin.write(len(request).to_bytes(LENGTH_BYTES, "big") + request)
+                await process.stdin.drain()
+                return await process.stdout.readexactly(len(candidates))
+        except BaseException:
+            # Also when the caller is cancelled: an answer left in the pipe would pass for that of the next request.
+            self.kill()
+            raise
 
     def kill(self) -> None:
-        if self._process is not None and self._process.returncode is None:
-            self._process.kill()
-        self._process = None
+        process, self._process = self._process, None
+        if process is not None and process.returncode is None:
+            try:
+                process.kill()
+            except ProcessLookupError:
+                pass  # it ended by itself
 
     async def close(self) -> None:
         process, self._process = self._process, None
-        if process is not None and process.stdin is not None:
-            process.stdin.close()
-            await process.wait()
+        if process is None or process.stdin is None:
+            return
+        process.stdin.close()
+        try:
+            async with asyncio.timeout(CLOSE_S):
+                await process.wait()
+        except TimeoutError:
+            process.kill()
 
     async def _start(self) -> asyncio.subprocess.Process:
         # Its own session: Ctrl-C in a terminal reaches the node, which then closes its workers' input.

@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable
 from django.db import connections
 
 PERIOD_S = 0.1
+POLL_S = 0.2  # where there is nothing cheap to watch
 
 
 class Watcher:
@@ -28,12 +29,14 @@ class Watcher:
         self._asked.set()
 
     async def run(self) -> None:
-        """Watch until cancelled."""
+        """Watch until cancelled. Looks once at the start: what changed while nobody watched is seen then."""
         probe = self._probe()
+        period = POLL_S if probe is None else PERIOD_S
+        self._asked.set()
         try:
             while True:
                 try:
-                    await asyncio.wait_for(self._asked.wait(), PERIOD_S)
+                    await asyncio.wait_for(self._asked.wait(), period)
                 except TimeoutError:
                     if probe is not None and not probe.changed():
                         continue
@@ -58,12 +61,16 @@ class _DataVersion:
 
     def changed(self) -> bool:
         now = self._read()
-        changed, self._seen = now != self._seen, now
+        changed, self._seen = now is None or now != self._seen, now
         return changed
 
     def close(self) -> None:
         self._connection.close()
 
-    def _read(self) -> int:
-        (version,) = self._connection.execute("PRAGMA data_version").fetchone()
+    def _read(self) -> int | None:
+        """Return the counter, or None when it cannot be read now."""
+        try:
+            (version,) = self._connection.execute("PRAGMA data_version").fetchone()
+        except sqlite3.Error:
+            return None
         return int(version)

@@ -121,9 +121,10 @@ class TierChange(models.Model):
 
 
 class PolicyRevision(models.Model):
-    """One row; its number grows in the same transaction as any change of trust, key or visibility.
+    """Row 1: its number grows in the same transaction as any change of trust, key or visibility.
 
-    Running processes re-read the registry when it differs from the number they hold.
+    Running processes re-read the registry when it differs from the number they hold. Row 2 counts changes of
+    visibility alone (federation/state.py): only they make a node rebuild what it offers.
     """
 
     id = models.PositiveSmallIntegerField(primary_key=True, default=1)

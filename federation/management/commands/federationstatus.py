@@ -7,7 +7,7 @@ from django.conf import settings
 
 from federation import state
 from federation.claims import live_claims
-from federation.lock import runner_pid
+from federation.lock import runner_note, runner_pid
 from federation.models import KnowledgePacket, PeerCounter
 from keys.command import ArkCommand, Exit
 from keys.folder import KeyFileError
@@ -34,6 +34,7 @@ class Command(ArkCommand):
                 **claim.state,
             }
             for claim in live_claims(now)
+            if claim.state  # a link that is up; before that the peer may still refuse
         ]
         document = {
             "node_id": identity.node_id.hex(),
@@ -45,6 +46,7 @@ class Command(ArkCommand):
             "links": links,
             "packets": KnowledgePacket.objects.count(),
             "counters": _counters(),
+            "acceptance_stopped": runner_note() or None,
             "detail": row.detail if pid and row else {},
         }
         self._tell(document, names)
@@ -54,8 +56,8 @@ class Command(ArkCommand):
         running = f"running (pid {document['pid']})" if document["running"] else "not running"
         counted = f"{document['packets']} packets, {len(document['links'])} links"
         self.say(f"{document['name']} {document['node_id'][:8]}: {running}, {counted}")
-        if document["detail"].get("acceptance_stopped"):
-            self.say(f"  packets are declined: {document['detail']['acceptance_stopped']}")
+        if document["acceptance_stopped"]:
+            self.say(f"  packets are declined: {document['acceptance_stopped']}")
         for link in document["links"]:
             behind = link.get("behind", 0) + link.get("missing", 0)
             self.say(f"  {link['name']} {link['peer'][:8]} at {link['address']}: {link.get('direction', 'new')}, {behind} behind")

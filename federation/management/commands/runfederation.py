@@ -8,7 +8,7 @@ from django.core.management.base import CommandParser
 from django.db import connection
 from django.db.migrations.executor import MigrationExecutor
 
-from federation.conf import http_bind, limits, sync_bind
+from federation.conf import http_bind, limits, static_peers, sync_bind
 from federation.lock import RunnerLock, RunnerLockError
 from federation.node import FederationNode
 from keys.command import ArkCommand, Exit, fail
@@ -28,7 +28,7 @@ class Command(ArkCommand):
 
     def run(self, **options: Any) -> None:
         identity = load_identity()
-        http_bind(), sync_bind(), limits()
+        http_bind(), sync_bind(), limits(), static_peers()
         if MigrationExecutor(connection).migration_plan(MigrationExecutor(connection).loader.graph.leaf_nodes()):
             raise fail("the database is not migrated: run manage.py migrate")
         lock = RunnerLock()
@@ -50,7 +50,7 @@ class Command(ArkCommand):
             self.stdout.flush()
 
         try:
-            FederationRunner(node, parts, started=started).run()
+            FederationRunner(node, parts, started=started, note=lock.note).run()
         except PortTakenError as error:
             setting = "ARK_HTTP_BIND" if f":{http_bind().port}:" in str(error) else "ARK_SYNC_BIND"
             raise fail(f"cannot listen on {error}; change {setting}", Exit.PORT_TAKEN) from error
