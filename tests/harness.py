@@ -132,6 +132,8 @@ class Node:
         self.home = home
         self.name = name
         self.settings = dict(settings or {})
+        # Put before every command: `ip netns exec NAME` runs the node on a host of its own (tests/e2e/namespaces.py).
+        self.prefix: list[str] = []
         self.process: subprocess.Popen[bytes] | None = None
         self.log_path = home / "node.log"
         self.database = home / "ark.sqlite3"
@@ -206,7 +208,7 @@ class Node:
         """
         arguments = [*words, "--json"] if json else list(words)
         done = subprocess.run(
-            [sys.executable, str(MANAGE), *arguments],
+            [*self.prefix, sys.executable, str(MANAGE), *arguments],
             env=self.env | dict(settings or {}),
             cwd=self.home,
             input=stdin.encode() if isinstance(stdin, str) else (stdin or b""),
@@ -247,7 +249,7 @@ class Node:
         """Start `runfederation` and return at once; `start` also waits until it serves."""
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, str(MANAGE), "runfederation", *options],
+                [*self.prefix, sys.executable, str(MANAGE), "runfederation", *options],
                 env=self.env,
                 cwd=self.home,
                 stdin=subprocess.DEVNULL,
@@ -265,7 +267,7 @@ class Node:
         def serving() -> bool:
             if process.poll() is not None:
                 raise NodeFailedError(f"{self.name} ended with {process.returncode} while starting\n{self.log_tail()}")
-            return all(listening(port) for port in ports) and self.running_pid() == process.pid
+            return all(listening(port, of=process.pid) for port in ports) and self.running_pid() == process.pid
 
         wait_for(serving, START_TIMEOUT_S, f"{self.name} serves", interval=0.05)
 
@@ -355,10 +357,13 @@ def delay_ms(packet_id: str, publisher: Node, receiver: Node) -> int:
     return receiver.received_ms(packet_id) - publisher.received_ms(packet_id)
 
 
-def listening(port: int) -> bool:
-    """Return whether something listens on 127.0.0.1, without connecting to it: a connection is an event for a node."""
+def listening(port: int, *, of: int | None = None) -> bool:
+    """Return whether something listens on this TCP port, without connecting to it: a connection is an event for a node.
+
+    `of` is the pid of a process whose network is meant; this process's own otherwise.
+    """
     wanted = f"{port:04X}"
-    for line in Path("/proc/net/tcp").read_text(encoding="ascii").splitlines()[1:]:
+    for line in Path(f"/proc/{of or 'self'}/net/tcp").read_text(encoding="ascii").splitlines()[1:]:
         fields = line.split()
         if fields[3] == "0A" and fields[1].rpartition(":")[2] == wanted:
             return True
