@@ -41,8 +41,10 @@ lint: venv-dev
 	.venv/bin/lint-imports && \
 	$(PYTHON_IN_VENV) manage.py makemigrations --check --dry-run
 
+# Twice what the database decides: on SQLite with everything else, then on a PostgreSQL server of its own.
 test: lint
-	@exec $(PYTHON_IN_VENV) -m pytest $(ARGS)
+	@$(PYTHON_IN_VENV) -m pytest $(ARGS)
+	@exec $(PYTHON_IN_VENV) -m tests.postgres $(PYTHON_IN_VENV) -m pytest --database $(ARGS)
 
 test-deps:
 	@scripts/test-deps.sh

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 import pytest
 
+from tests import postgres
+
 
 @dataclass(frozen=True, slots=True)
 class Tier:
@@ -39,6 +41,7 @@ def tiers(config: pytest.Config) -> list[Tier]:
     wanted_long = config.getoption("--long")
     return [
         Tier("netns", "network namespaces", network_namespaces_lacking(), "sudo make test-deps && sudo make test"),
+        Tier("postgres", "nodes on PostgreSQL", postgres.lacking(), postgres.ENABLE),
         Tier("fresh", "fresh clone", "" if in_ci or wanted_long else "it installs everything again", "make test ARGS=--long"),
         Tier("long", "long sweeps", "" if wanted_long else "they take up to an hour", "make test-long", required_in_ci=False),
     ]
@@ -46,9 +49,19 @@ def tiers(config: pytest.Config) -> list[Tier]:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--long", action="store_true", help="run the long tests and the fresh clone too")
+    parser.addoption("--database", action="store_true", help="run only the tests whose outcome the database decides")
+
+
+def touches_database(item: pytest.Item) -> bool:
+    """Return whether a test runs on the database of the settings; nodes have databases of their own."""
+    fixtures = set(getattr(item, "fixturenames", ()))
+    return item.get_closest_marker("django_db") is not None or not fixtures.isdisjoint({"db", "transactional_db"})
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--database"):
+        config.hook.pytest_deselected(items=[item for item in items if not touches_database(item)])
+        items[:] = [item for item in items if touches_database(item)]
     left_out = []
     for tier in tiers(config):
         members = [item for item in items if item.get_closest_marker(tier.marker)]
@@ -64,6 +77,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 LEFT_OUT = pytest.StashKey[list[str]]()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    # `make test ARGS='-k canonical'` selects nothing for the database, and that is no failure.
+    if exitstatus == pytest.ExitCode.NO_TESTS_COLLECTED and session.config.getoption("--database"):
+        session.exitstatus = pytest.ExitCode.OK
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

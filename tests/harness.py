@@ -1,8 +1,9 @@
 """Real nodes for end-to-end tests: own process, own folder, own free ports, driven as a person would.
 
-A `Node` runs the real `manage.py` for everything it does. Reading its SQLite file directly, and
+A `Node` runs the real `manage.py` for everything it does. Reading its database directly, and
 read-only, is the quick way to poll (starting Python and Django costs 0.7 s a command); whatever a
-test asserts about the commands goes through the commands.
+test asserts about the commands goes through the commands. The database is the SQLite file in its
+folder, or the one that DATABASE_URL in its settings names (tests/postgres.py).
 """
 
 import contextlib
@@ -21,6 +22,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
+
+from tests import postgres
 
 ROOT = Path(__file__).resolve().parent.parent
 MANAGE = ROOT / "manage.py"
@@ -116,8 +119,8 @@ def processes_of(home: Path) -> list[int]:
 class Node:
     """One installation: a folder, two ports, an environment, and at most one running `runfederation`.
 
-    `template` is a migrated database to copy, which saves a second a node; None leaves the folder as
-    a new user finds it. `ports` are free ones when not given.
+    `template` is a migrated SQLite database to copy, which saves a second a node; None leaves the folder
+    as a new user finds it. `ports` are free ones when not given.
     """
 
     def __init__(
@@ -309,7 +312,9 @@ class Node:
     # What it holds, read directly.
 
     def rows(self, sql: str, *parameters: object) -> list[tuple[Any, ...]]:
-        """Return the rows of a query on the node's database, opened read-only for this call."""
+        """Return the rows of a query, `?` standing for parameters, on the node's database, opened read-only for this call."""
+        if "DATABASE_URL" in self.settings:
+            return postgres.rows(self.settings["DATABASE_URL"], sql, parameters)
         with contextlib.closing(sqlite3.connect(f"file:{self.database}?mode=ro", uri=True, timeout=10)) as connection:
             return connection.execute(sql, parameters).fetchall()
 

@@ -70,12 +70,16 @@ def linked_pair(pair: tuple[Node, Node]) -> tuple[Node, Node]:
 
 @pytest.fixture
 def nodes(request: pytest.FixtureRequest, tmp_path: Path, migrated: Path):
-    """A maker of nodes. `nodes(name, key=False)` has no key yet; `nodes(name, bare=True)` neither key nor database."""
+    """A maker of nodes. `nodes(name, key=False)` has no key yet; `nodes(name, bare=True)` neither key nor database.
+
+    Further words are settings of the node; where they name a DATABASE_URL, that database is migrated already.
+    """
     made: list[Node] = []
     request.node.stash[NODES] = made
 
     def make(name: str, *, key: bool = True, bare: bool = False, **settings: str) -> Node:
-        node = Node(tmp_path / name, name, template=None if bare else migrated, settings=settings)
+        empty = bare or "DATABASE_URL" in settings
+        node = Node(tmp_path / name, name, template=None if empty else migrated, settings=settings)
         made.append(node)
         if key and not bare:
             node.keygen()

@@ -8,6 +8,8 @@ import textwrap
 import pytest
 from django.db import connection
 
+from tests.harness import wait_for
+
 WRITERS = 3
 BATCHES = 12
 ROWS_A_BATCH = 40
@@ -47,11 +49,22 @@ def environment(transactional_db, tmp_path):
     environment = {**os.environ, "ARK_HOME": str(tmp_path), "DJANGO_SETTINGS_MODULE": "arklattice.settings"}
     if connection.vendor == "postgresql":
         given = connection.settings_dict
-        address = f"{given['USER']}:{given['PASSWORD']}@{given['HOST']}:{given['PORT'] or 5432}"
-        environment["DATABASE_URL"] = f"postgres://{address}/{given['NAME']}"
+        # A host that begins with / is the folder of a socket, and stands in the path of the URL.
+        socket = given["HOST"].startswith("/")
+        place = f"/{given['HOST']}" if socket else f"{given['HOST']}:{given['PORT'] or 5432}"
+        environment["DATABASE_URL"] = f"postgres://{given['USER']}:{given['PASSWORD']}@{place}/{given['NAME']}"
     else:
         subprocess.run([sys.executable, "manage.py", "migrate", "-v0"], env=environment, check=True)
-    return environment
+    yield environment
+    if connection.vendor == "postgresql":
+        wait_for(nobody_else_is_connected, 10, "the server noticed that the processes ended")
+
+
+def nobody_else_is_connected():
+    """The server's side of a connection outlives the client's by a moment, and keeps the test's database from being dropped."""
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()")
+        return cursor.fetchone() == (1,)
 
 
 def start(environment, script, *arguments):
