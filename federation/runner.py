@@ -151,7 +151,9 @@ class FederationRunner:
 
     async def _beat(self) -> None:
         """Write what this node says of itself when it changed, and now and then that it is still there."""
-        written, written_at = self._detail(), self._loop.time()
+        # What was written at the start counts for nothing: datagrams came in while it was.
+        written: dict[str, Any] = {}
+        written_at = self._loop.time()
         while True:
             await asyncio.sleep(DETAIL_S)
             detail, now = self._detail(), self._loop.time()
