@@ -136,8 +136,6 @@ class Wants:
         while self._needed and self.unanswered < self._limits.wants:
             packet_id = next(iter(self._needed))
             del self._needed[packet_id]
-            if packet_id in self._judging:
-                continue  # it came by itself
             if not self._fetches.claim(packet_id, self._link, now, due):
                 self._deferred[packet_id] = None
                 if self._deferred_due is None:
