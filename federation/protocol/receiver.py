@@ -275,6 +275,7 @@ class Receiver:
         self._open_bytes += size
         self._stats.packets_in += len(envelopes)
         self._stats.bytes_in += size
+        self._go_on(now)  # what arrived counts as answered, judged or not
         return [JudgeBatch(batch=message.batch, envelopes=envelopes)]
 
     def _arrived(self, envelope: Envelope | None, now: float) -> _Row:

@@ -6,7 +6,7 @@ import pytest
 from federation.protocol import codec, messages
 from federation.protocol.envelope import Envelope
 from federation.protocol.errors import Code, Goodbye
-from federation.protocol.events import FindMissing, ReconcileNow
+from federation.protocol.events import BatchJudged, FindMissing, Judgement, ReconcileNow
 from federation.protocol.itemset import ItemSet
 from federation.protocol.limits import CLOCK_SKEW_MS, Limits
 from federation.protocol.negentropy import INFINITY, IdList, encode_ranges
@@ -150,6 +150,16 @@ def test_eight_origins_are_reconciled_at_once_and_the_rest_in_turn():
     assert len({request.origin for request in probe.heard_of(messages.Reconcile)}) == 12
 
 
+def test_overtaken_requests_count_among_the_eight():
+    numbers = range(10, 26)
+    _lab, _node, probe = setup(others=numbers)
+    rows = [(make_local_cached(number).node_id, 1, bytes(16), make_pair(number).fingerprint) for number in numbers]
+    probe.send(messages.Scope(rows[:8]), messages.Scope(rows[8:]))
+    assert len(probe.heard_of(messages.Reconcile)) == 8
+    probe.send(messages.Reconcile(rows[0][0], messages.Role.ANSWER, b"\x61"))
+    assert len(probe.heard_of(messages.Reconcile)) == 9
+
+
 def test_a_new_scope_starts_over_and_passes_the_overtaken_answer_by():
     """One request an origin is open at a time: the new one waits for the answer to the old one."""
     _lab, _node, probe = setup()
@@ -213,6 +223,20 @@ def test_an_endless_reconciliation_stops_at_the_round_cap_of_both():
     assert len(probe.heard_of(messages.Reconcile)) == 65, "the next Scope counts anew"
 
 
+def test_a_request_open_at_a_scope_counts_among_its_rounds():
+    """Answers come in order, so the peer sees that request after its Scope."""
+    _lab, node, probe = setup()
+    for envelope in envelopes(100):
+        node.take(envelope)
+    offer(probe, envelopes(101))
+    offer(probe, envelopes(102))
+    for number in range(200):
+        if len(probe.heard_of(messages.Reconcile)) <= number:
+            break
+        probe.send(messages.Reconcile(PEER, messages.Role.ANSWER, b"\x61\x00\x00\x01" + number.to_bytes(16)))
+    assert len(probe.heard_of(messages.Reconcile)) == 64
+
+
 # --- how much is under way ---
 
 
@@ -250,6 +274,12 @@ def test_1024_wants_are_open_at_most_and_more_follow_as_they_are_answered():
     by_id = dict(zip(ids_of(batch), batch, strict=True))
     probe.packets(0, [by_id[packet_id] for packet_id in wanted(probe)[:100]], wanted(probe)[100:110])
     assert len(wanted(probe)) == 1_134
+
+
+def test_higher_limits_of_the_operator_ask_for_no_more_than_the_protocol_allows():
+    _lab, _node, probe = setup(limits=Limits(wants=5_000, reconcile_origins=100))
+    serve(probe, envelopes(1_500))
+    assert len(wanted(probe)) == 1_024
 
 
 @pytest.mark.parametrize("beyond", [False, True])
@@ -355,6 +385,22 @@ def test_what_is_being_judged_is_not_wanted():
     assert packet_id_of(batch[0].body) not in wanted(probe)
 
 
+def test_what_came_by_itself_before_its_turn_is_not_wanted():
+    """An id waits for a place; its packet comes live and is judged when the place is free."""
+    _lab, _node, probe = setup()
+    batch = envelopes(1_030)
+    serve(probe, batch)
+    by_id = dict(zip(ids_of(batch), batch, strict=True))
+    waiting = set(by_id) - set(wanted(probe))
+    asked, probe.end.questions = probe.end.questions, Kept()
+    probe.packets(0, [by_id[packet_id] for packet_id in sorted(waiting)[:3]], wanted(probe)[:6])
+    assert set(wanted(probe)[1_024:]) == set(sorted(waiting)[3:])
+    asked.extend(probe.end.questions)
+    probe.end.questions = asked
+    probe.send()
+    assert len(wanted(probe)) == 1_027
+
+
 # --- many links ---
 
 
@@ -421,6 +467,24 @@ def test_a_want_unanswered_for_30_s_is_free_for_others_though_the_peer_answers_t
     assert sorted(wanted(probes[1]) + wanted(probes[2])) == sorted(first[5:])
     probes[0].packets(5, [by_id[first[5]]])
     assert len(probes[0].end.linked.receiver._wants._late) == 14
+
+
+def test_late_ids_keep_their_places_and_are_not_wanted_again():
+    """1,024 that are late leave none; the answer to one frees its place."""
+    lab, _node, probe = setup()
+    batch = envelopes(1_030)
+    serve(probe, batch)
+    asked = wanted(probe)
+    assert len(asked) == 1_024
+    lab.pass_time(11.0)
+    probe.send(messages.Ping(1))
+    items = offer(probe, batch)
+    answer_requests(probe, items, set(range(len(probe.heard_of(messages.Reconcile)) - 1)))
+    assert wanted(probe) == asked
+    assert probe.end.linked.receiver.missing == 1_030
+    probe.packets(0, [], [asked[0]])
+    assert len(wanted(probe)) == 1_025
+    assert len(set(wanted(probe))) == 1_025
 
 
 def test_a_slow_judge_is_no_stalled_peer():
@@ -566,6 +630,16 @@ def test_without_an_interest_nothing_is_asked_again():
     assert codes(probe) == [Code.BUSY]
     lab.pass_time(20)
     assert not probe.heard_of(messages.Interest)
+
+
+def test_an_early_packet_that_tells_no_time_is_not_looked_for_at_once():
+    """A second at least, or Interest and refusal would chase each other."""
+    lab, _node, probe = setup()
+    questions, probe.end.questions = probe.end.questions, Kept()
+    probe.packets(0, envelopes(1))
+    probe.end.handle(BatchJudged(0, [Judgement(Code.EARLY, None, due_in_s=0.0)]))
+    probe.end.questions = questions
+    assert probe.end.session.deadline == lab.now + 1.0
 
 
 def test_many_early_packets_cost_64_moments_and_each_is_found():

@@ -4,7 +4,7 @@ import pytest
 
 from federation.protocol import codec, messages
 from federation.protocol.errors import Code, Goodbye
-from federation.protocol.events import FeedAdvanced, FeedRead, LoadManifest, ReadFeed
+from federation.protocol.events import FeedAdvanced, FeedRead, FrameArrived, LoadManifest, ReadFeed
 from federation.protocol.itemset import ItemSet
 from federation.protocol.limits import Limits, reconcile_rounds
 from federation.protocol.packet import packet_id_of
@@ -155,9 +155,11 @@ def test_live_begins_with_scope_and_leaves_out_what_the_scope_leaves_out():
 
 
 def test_nothing_goes_back_where_it_came_from():
-    _lab, node, probe = setup(others=[5])
+    lab, node, probe = setup(others=[5])
     probe.packets(0, [make_envelope(5, 1), make_envelope(77, 1)])
     assert len(node.ids) == 2
+    node.take(make_envelope(5, 2), received_from=PEER)  # long ago, and no longer among the ids the peer is known to have
+    lab.run()
     assert sent_ids(probe) == []
 
 
@@ -517,6 +519,40 @@ def test_hiding_at_any_moment_is_kept(seed):
         node.hide(lab.random.choice(ids))
     lab.pass_time(0.1)
     assert probe.goodbye == (None, None)
+
+
+def answer_one_question(end):
+    """The store answers, and the answer is still on its way."""
+    end._ask()
+    assert not end.questions and len(end.answers) == 1
+
+
+def test_a_load_answered_before_a_packet_was_hidden_is_done_again():
+    lab, node, probe = setup(interest=False)
+    packet_id = node.publish(1)
+    probe.send(messages.Interest([(node.node_id, 0)]))
+    probe.end.handle(FrameArrived(probe.seal(messages.Want([packet_id]))))
+    answer_one_question(probe.end)
+    node.hide(packet_id)
+    lab.run()
+    assert (sent_ids(probe), gone_ids(probe)) == ([], [packet_id])
+
+
+def test_a_read_of_the_feed_answered_before_a_packet_was_hidden_is_done_again():
+    """Else a Have would name what is hidden."""
+    lab, node, probe = setup()
+    probe.send(messages.Prefer(messages.Preference.ANNOUNCE))
+    packet_id, other = node.publish(1), node.publish(2)
+    probe.end._answer()
+    assert [type(question) for question in probe.end.questions] == [ReadFeed]
+    probe.end.answers.clear()
+    answer_one_question(probe.end)
+    node.hide(packet_id)
+    node.publish(3)
+    lab.pass_time(0.1)
+    announced = [packet_id for have in probe.heard_of(messages.Have) for _, packet_id in have.rows]
+    assert packet_id not in announced
+    assert other in announced
 
 
 def test_wants_of_an_origin_that_left_the_scope_are_gone():
