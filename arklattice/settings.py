@@ -4,10 +4,14 @@ Every setting a person may change is documented in `.env.example`. What only the
 federation uses is read lazily through `federation.conf`.
 """
 
+import contextlib
 import os
 import secrets
 import socket
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import environ
 from django.core.exceptions import ImproperlyConfigured
@@ -16,6 +20,8 @@ from arklattice.logs import logging_settings
 
 BASE_DIR = Path(__file__).resolve().parent.parent
 
+Number = TypeVar("Number", int, float)
+
 env = environ.Env()
 environ.Env.read_env(os.environ.get("ARK_ENV_FILE", BASE_DIR / ".env"))
 
@@ -23,15 +29,31 @@ ARK_HOME = Path(env("ARK_HOME", default=str(BASE_DIR / "var"))).expanduser().res
 
 
 def generated_secret(path: Path) -> str:
-    """Return the Django secret kept in `path`, made (mode 0600, never overwritten) when missing."""
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    """Return the Django secret kept in `path`, made (mode 0600, never overwritten) when missing.
+
+    It appears whole or not at all: several commands may start at once in a new folder, or one may be killed.
+    """
     try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
-    except FileExistsError:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if not path.exists():
+            with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=".django-secret-", encoding="ascii") as file:
+                file.write(secrets.token_urlsafe(50))
+                file.flush()
+                os.fsync(file.fileno())
+                with contextlib.suppress(FileExistsError):
+                    os.link(file.name, path)
         return path.read_text(encoding="ascii").strip()
-    with os.fdopen(descriptor, "w", encoding="ascii") as file:
-        file.write(secrets.token_urlsafe(50))
-    return path.read_text(encoding="ascii").strip()
+    except OSError as error:
+        raise ImproperlyConfigured(f"ARK_HOME cannot be used: {error.strerror}: {path}") from error
+
+
+def number(kind: Callable[[str], Number], name: str, default: Number) -> Number:
+    """Return a numeric setting."""
+    text = env(name, default="")
+    try:
+        return kind(text) if text else default
+    except ValueError:
+        raise ImproperlyConfigured(f"{name} must be a number, not {text!r}") from None
 
 
 SECRET_KEY = env("SECRET_KEY", default="") or generated_secret(ARK_HOME / "django-secret")
@@ -149,8 +171,8 @@ CSRF_COOKIE_NAME = f"ark_csrf_{ARK_HTTP_BIND.rpartition(':')[2]}"
 ARK_SYNC_BIND = env("ARK_SYNC_BIND", default="0.0.0.0:8104")
 ARK_DISCOVERY = env.bool("ARK_DISCOVERY", default=True)
 ARK_DISCOVERY_GROUP = env("ARK_DISCOVERY_GROUP", default="239.255.0.1")
-ARK_DISCOVERY_PORT = env.int("ARK_DISCOVERY_PORT", default=8103)
-ARK_DISCOVERY_INTERVAL_S = env.float("ARK_DISCOVERY_INTERVAL_S", default=60.0)
+ARK_DISCOVERY_PORT = number(int, "ARK_DISCOVERY_PORT", 8103)
+ARK_DISCOVERY_INTERVAL_S = number(float, "ARK_DISCOVERY_INTERVAL_S", 60.0)
 ARK_DISCOVERY_INTERFACES = env.list("ARK_DISCOVERY_INTERFACES", default=[])
 ARK_STATIC_PEERS = env.list("ARK_STATIC_PEERS", default=[])
 REDIS_URL = env("REDIS_URL", default="")
