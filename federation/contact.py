@@ -21,6 +21,7 @@ from federation.protocol import codec, messages
 from federation.protocol.errors import Goodbye, RemoteProtocolError
 from federation.protocol.handshake import CipherError, ClientHandshake, Local
 from federation.protocol.manifest import SignedManifest
+from federation.protocol.session import SILENT_CLOSE
 
 
 async def meet(url: str, local: Local, *, is_stranger: Callable[[SignedManifest], Awaitable[bool]]) -> SignedManifest:
@@ -34,10 +35,13 @@ async def meet(url: str, local: Local, *, is_stranger: Callable[[SignedManifest]
     """
     bounds = limits()
     connection = await open_websocket(url, bounds)
+    # Whoever fails to prove itself is told nothing, not even that it was nearly a peer.
+    close_code = SILENT_CLOSE
     try:
         handshake = ClientHandshake(local, SodiumSuite(), secrets.token_bytes(32), None)
         async with asyncio.timeout(bounds.handshake_s):
             signed = await _prove(connection, handshake)
+        close_code = Goodbye.PENDING.close_code
         if await is_stranger(signed):
             await connection.send(handshake.auth())
             goodbye = codec.encode(messages.Bye(code=Goodbye.PENDING, reason="the operators have not decided yet"))
@@ -49,7 +53,7 @@ async def meet(url: str, local: Local, *, is_stranger: Callable[[SignedManifest]
     except (RemoteProtocolError, CipherError, ConnectionClosed):
         raise DialError("what answers there is no node of this network, or this node itself") from None
     finally:
-        await connection.close(Goodbye.PENDING.close_code)
+        await connection.close(close_code)
 
 
 async def _prove(connection: ClientConnection, handshake: ClientHandshake) -> SignedManifest:

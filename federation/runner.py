@@ -98,7 +98,13 @@ class FederationRunner:
             return
         set_node(self._node)
         if self._parts.serve:
-            self._server = Server(get_default_application(), [http_bind(), sync_bind()], limits=limits(), ready=self._begin)
+            self._server = Server(
+                get_default_application(),
+                [http_bind(), sync_bind()],
+                limits=limits(),
+                guarded_port=sync_bind().port,
+                ready=self._begin,
+            )
             self._server.run()
             if self._server.failure is not None:
                 self._loop.run_until_complete(self._end())

@@ -15,6 +15,7 @@ from twisted.internet.error import CannotListenError
 from twisted.python.failure import Failure
 
 from federation.conf import Bind
+from federation.gate import Gate
 from federation.protocol.limits import Limits
 
 HEARTBEAT_S = 20
@@ -37,10 +38,13 @@ class Server(DaphneServer):  # type: ignore[misc]
     """Serves an ASGI application on several binds until `stop_listening` and the reactor's end.
 
     Args:
+        guarded_port: The one of them that strangers may reach and that serves nothing but WebSockets.
         ready: Called on the loop once every bind listens.
     """
 
-    def __init__(self, application: Any, binds: Sequence[Bind], *, limits: Limits, ready: Callable[[], None]) -> None:
+    def __init__(
+        self, application: Any, binds: Sequence[Bind], *, limits: Limits, guarded_port: int | None = None, ready: Callable[[], None]
+    ) -> None:
         super().__init__(
             application,
             endpoints=[endpoint(bind) for bind in binds],
@@ -55,12 +59,16 @@ class Server(DaphneServer):  # type: ignore[misc]
             verbosity=1,
         )
         self._ready = ready
+        self._limits = limits
+        self._guarded_port = guarded_port
         self._awaited = len(binds)
         self.ports: list[Any] = []
         self.failure: PortTakenError | None = None
 
     def listen_success(self, port: Any) -> None:
         super().listen_success(port)
+        if port.getHost().port == self._guarded_port:
+            port.factory = Gate(port.factory, self._limits)
         self.ports.append(port)
         if len(self.ports) == self._awaited:
             reactor.callWhenRunning(self._ready)  # type: ignore[attr-defined]
