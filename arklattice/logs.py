@@ -2,7 +2,6 @@
 
 import json
 import logging
-import time
 from datetime import UTC, datetime
 from typing import Any
 
@@ -10,11 +9,11 @@ from typing import Any
 class TextFormatter(logging.Formatter):
     """`2026-01-31 12:00:00.123Z INFO federation.node: linked with 0123abcd`, control characters shown as escapes."""
 
-    converter = time.gmtime
-    default_msec_format = "%s.%03dZ"
-
     def __init__(self) -> None:
         super().__init__("{asctime} {levelname} {name}: {message}", style="{")
+
+    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:
+        return datetime.fromtimestamp(record.created, UTC).isoformat(sep=" ", timespec="milliseconds").replace("+00:00", "Z")
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         # Names and reasons come from other nodes: none may end a line or drive a terminal.
