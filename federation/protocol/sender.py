@@ -167,12 +167,14 @@ class Sender:
         key_fingerprints = self._key_fingerprints()
         rows: list[tuple[NodeId, int, bytes, KeyFingerprint]] = []
         self._scope = {}
-        for origin in self._table.offered_origins(self._peer) if self._may_push else ():
+        # Offered is what policy here allows, whoever the peer named: it declines the rest, and its operator sees why.
+        # A peer that takes nothing at all is offered nothing.
+        for origin in self._table.offered_origins(self._peer) if self._may_push and interest else ():
             key_fingerprint = key_fingerprints.get(origin)
-            if origin in interest and key_fingerprint is not None:
+            if key_fingerprint is not None:
                 count, fingerprint = self._catalogue.summary(origin)
                 rows.append((origin, count, fingerprint, key_fingerprint))
-                self._scope[origin] = max(count, interest[origin])
+                self._scope[origin] = max(count, interest.get(origin, 0))
         self._ever_in_scope.update(self._scope)
         self._rounds = {}
         self._have = [row for row in self._have if row[0] in self._scope]

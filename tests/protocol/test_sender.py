@@ -60,8 +60,8 @@ def ack_all(probe, code=Code.ACCEPTED):
 # --- scope ---
 
 
-def test_scope_answers_every_interest_with_what_both_allow():
-    """Own and CORE origins the peer asked for; a SANDBOX origin and one it did not ask for stay out."""
+def test_scope_answers_every_interest_with_what_policy_offers():
+    """Own and CORE origins, also one the peer did not name; a SANDBOX origin stays out, and no Interest gets no offer."""
     _lab, node, probe = setup(others=[5], interest=False)
     node.trust(Named(6), Tier.SANDBOX)
     five, six = make_local_cached(5).node_id, make_local_cached(6).node_id
@@ -69,7 +69,7 @@ def test_scope_answers_every_interest_with_what_both_allow():
     node.publish(2, audience=Audience.PRIVATE)
     probe.send(messages.Interest([(node.node_id, 7), (five, 0), (six, 0)]))
     scope = probe.last(messages.Scope).rows
-    assert [(row[0], row[1]) for row in scope] == [(node.node_id, 1), (five, 0)]
+    assert [(row[0], row[1]) for row in scope] == [(node.node_id, 1), (PEER, 0), (five, 0)]
     assert scope[0][2] == node.store.items(node.node_id).fingerprint()
     assert scope[0][3] == node.local.manifest.key_fingerprint
     probe.send(messages.Interest([]))
@@ -148,9 +148,9 @@ def test_live_begins_with_scope_and_leaves_out_what_the_scope_leaves_out():
     probe.send(messages.Interest([(node.node_id, 0)]))
     after = node.publish(2)
     node.publish(3, audience=Audience.PRIVATE)
-    node.take(make_envelope(5, 1))  # CORE, but the peer did not ask for it
+    other = node.take(make_envelope(5, 1))  # not named in the Interest: the peer may decline it and say why
     lab.run()
-    assert sent_ids(probe) == [after]
+    assert sent_ids(probe) == [after, other]
     assert before not in sent_ids(probe)
 
 

@@ -127,6 +127,23 @@ def test_a_chain_relays_and_a_wiped_node_gets_its_own_back():
     assert a.ids == ids
 
 
+def test_a_relayed_packet_of_an_unknown_origin_is_declined_and_comes_with_the_key():
+    """The last node of a chain has no key of the first: `unknown-origin`, and after the import it catches up."""
+    lab = Lab(14)
+    a, b, c = (lab.node() for _ in range(3))
+    for one, other in ((a, b), (b, a), (b, c), (c, b)):
+        one.trust(other, Tier.CORE)
+    lab.join(a, b)
+    near, _ = lab.join(c, b)
+    packet_id = a.publish(1)
+    lab.run()
+    assert packet_id in b.ids and packet_id not in c.ids
+    assert near.session.stats.outcomes_in == {"unknown-origin": 1}
+    c.trust(a, Tier.CORE)
+    lab.run()
+    assert packet_id in c.ids
+
+
 def test_a_triangle_turns_to_announcements_and_still_gets_everything():
     """Duplicates make links announce; every packet still reaches every node, each stored once."""
     lab = Lab(5)
