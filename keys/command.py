@@ -4,11 +4,13 @@ Exit statuses are fixed (docs/architecture.md): 0 done, 1 failed, 2 wrong usage,
 4 no such peer, packet or key, 5 refused by trust policy, 6 verification failed, 130 interrupted.
 """
 
+import io
 import json
 import os
 import sys
+from collections.abc import Sequence
 from enum import IntEnum
-from typing import Any
+from typing import Any, NoReturn
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import DatabaseError, OperationalError, ProgrammingError
@@ -44,9 +46,15 @@ def escaped_json(text: str) -> str:
     return "".join(character if character.isprintable() or character == "\n" else json.dumps(character)[1:-1] for character in text)
 
 
-def json_text(value: Any) -> str:
-    """Return the JSON that commands print: readable in every script, and harmless on a terminal."""
-    return escaped_json(json.dumps(value, ensure_ascii=False))
+def json_text(value: Any, *, encoding: str | None = None) -> str:
+    """Return the JSON that commands print: harmless on a terminal, and in every script as far as `encoding` has it."""
+    text = escaped_json(json.dumps(value, ensure_ascii=False))
+    try:
+        text.encode(encoding or "utf-8")
+    except UnicodeEncodeError:
+        # The stream's own escapes would be no JSON.
+        return json.dumps(value)
+    return text
 
 
 class ArkCommand(BaseCommand):
@@ -65,7 +73,22 @@ class ArkCommand(BaseCommand):
         parser.add_argument(
             "--json", action="store_true", dest="as_json", help="print one JSON document and nothing else on standard output"
         )
+
+        def error(message: str) -> NoReturn:
+            line = f"{' '.join(message.split())} (see {subcommand} --help)"
+            if getattr(self, "_called_from_command_line", False):
+                parser.exit(Exit.USAGE, f"{printable(line)}\n")
+            raise fail(line, Exit.USAGE)
+
+        # argparse would print every option there is, and the reason last.
+        parser.error = error  # type: ignore[method-assign]
         return parser
+
+    def run_from_argv(self, argv: Sequence[str]) -> None:
+        # What a terminal's encoding lacks is shown as an escape: a name in another script is no reason to fail.
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="backslashreplace")
+        super().run_from_argv(list(argv))
 
     def handle(self, *args: Any, **options: Any) -> None:
         self.as_json = bool(options.pop("as_json", False))
@@ -88,10 +111,14 @@ class ArkCommand(BaseCommand):
         except DatabaseError as error:
             raise fail(f"the database refused: {str(error).splitlines()[0]}") from error
         if self.as_json and result is not None:
-            self.stdout.write(json_text(result))
+            self.stdout.write(self.json_text(result))
 
     def run(self, *args: Any, **options: Any) -> Any:
         raise NotImplementedError
+
+    def json_text(self, value: Any) -> str:
+        """Return what `--json` prints of a value on this command's standard output."""
+        return json_text(value, encoding=getattr(self.stdout, "encoding", None))
 
     def say(self, text: str = "") -> None:
         """Write a line for people; nothing under `--json`."""

@@ -223,3 +223,38 @@ def test_without_a_database_files_still_work(tmp_path):
     assert node.run("exportkey").stdout == pairs(0)[0].public.hex() + "\n"
     assert node.run("signtest").returncode == 0
     assert json.loads(node.run("cryptoselftest", "--json").stdout)["ok"] is True
+
+
+def typed(*words, folder, encoding):
+    """Run a command as a real process, in a terminal of this encoding."""
+    env = {"PATH": os.environ["PATH"], "ARK_HOME": str(folder), "ARK_ENV_FILE": os.devnull, "PYTHONIOENCODING": encoding}
+    done = subprocess.run([sys.executable, str(MANAGE), *words], env=env, capture_output=True, text=True, check=False)
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["exportkey", "--bogus"], "unrecognized arguments: --bogus (see exportkey --help)"),
+        (["keygen", "--name"], "argument --name: expected one argument (see keygen --help)"),
+        (["keygen", "two\nlines"], "unrecognized arguments: two lines (see keygen --help)"),
+    ],
+)
+def test_wrong_usage_is_one_line_with_its_reason(folder, words, reason):
+    """Exit 2 and the reason, in the process and from the command line, without a list of every option."""
+    assert fails(2, *words) == reason
+    assert typed(*words, folder=folder.parent / "home", encoding="utf-8") == (2, "", reason + "\n")
+
+
+def test_terminal_without_the_characters_gets_escapes(tmp_path):
+    """Output for people shows escapes where the encoding ends; JSON stays JSON that means the same."""
+    assert typed("keygen", "--name", "node", folder=tmp_path, encoding="utf-8")[0] == 1  # there is no database yet
+    assert typed("migrate", "-v0", folder=tmp_path, encoding="utf-8")[0] == 0
+    assert typed("keygen", folder=tmp_path, encoding="ascii")[0] == 0
+    assert typed("publish", "--text", "x", "--title", "Tidé ✓ 😀", folder=tmp_path, encoding="utf-8")[0] == 0
+    status, out, err = typed("packets", folder=tmp_path, encoding="ascii")
+    assert (status, err) == (0, "")
+    assert "Tid\\xe9 \\u2713 \\U0001f600" in out
+    status, out, err = typed("packets", "--json", folder=tmp_path, encoding="latin-1")
+    assert (status, err) == (0, "")
+    assert json.loads(out)[0]["title"] == "Tidé ✓ 😀"

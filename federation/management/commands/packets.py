@@ -9,7 +9,7 @@ from django.core.management.base import CommandParser
 from federation.packet_arguments import add_filter_arguments, filters_of
 from federation.packet_printing import SHORT_ID, node_label, one_line, table, utc
 from federation.selectors import PacketLookupError, StoredPacket, cursor_of, operator_names, search_packets
-from keys.command import ArkCommand, Exit, json_text
+from keys.command import ArkCommand, Exit
 from peers.errors import AmbiguousPeerError, UnknownPeerError
 
 # On a terminal: what fits 80 characters; piped, lines hold all cells of `_cells`.
@@ -41,7 +41,7 @@ class Command(ArkCommand):
         last = None
         self.stdout.write("[", ending="")
         for row in rows:
-            self.stdout.write(("" if last is None else ", ") + json_text(row.as_json()), ending="")
+            self.stdout.write(("" if last is None else ", ") + self.json_text(row.as_json()), ending="")
             last = row
         self.stdout.write("]")
         return last

@@ -27,7 +27,7 @@ from federation.protocol.limits import MAX_PACKET_BYTES
 from federation.protocol.packet import PacketId
 from federation.selectors import AmbiguousPacketError, MalformedIdError, UnknownPacketError, resolve_packet
 from federation.services import Draft, publish
-from keys.command import ArkCommand, Exit, fail, json_text
+from keys.command import ArkCommand, Exit, fail
 from keys.ed25519 import KeysError
 from keys.services import load_identity
 from peers.trust import Audience
@@ -125,7 +125,7 @@ class Command(ArkCommand):
     def _tell_what_stays(self, ids: bytearray, *, atomic: bool) -> None:
         """Print the ids of a run that ends early, since its packets are published all the same."""
         if self.as_json and not atomic:
-            self.stdout.write(json_text({"ids": _hex_ids(ids)}))
+            self.stdout.write(self.json_text({"ids": _hex_ids(ids)}))
 
 
 class _Lines:
