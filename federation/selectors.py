@@ -20,6 +20,7 @@ from datetime import datetime
 from hashlib import sha256
 from typing import Any
 
+import msgspec
 from django.db import DataError, OperationalError
 from django.db.models import Max, Model, QuerySet
 from django.db.models.functions import Length
@@ -157,14 +158,16 @@ def load_envelopes(packet_ids: Sequence[bytes]) -> dict[bytes, StoredEnvelope]:
     for start in range(0, len(packet_ids), store.IDS_A_STATEMENT):
         part = list(packet_ids[start : start + store.IDS_A_STATEMENT])
         query = KnowledgePacket.objects.filter(hidden=False, packet_id__in=part).order_by()
-        columns = query.values_list("packet_id", "body", "signature", "timestamp", "key_fingerprint", "origin", "audience")
+        columns = query.values_list("packet_id", "body", "signature", "timestamp", "key_fingerprint")
         rows = _all_or_none(columns)
         if rows is None:
             rows = [row for packet_id in part for row in _one(columns.filter(packet_id=packet_id))]
-        for packet_id, body, signature, timestamp, key_fingerprint, origin, audience in rows:
-            stored = _stored_envelope(_envelope(body, signature, timestamp, key_fingerprint), origin, audience)
-            if stored is not None and sha256(stored.envelope.body).digest() == bytes(packet_id):
-                found[bytes(packet_id)] = stored
+        for packet_id, body, signature, timestamp, key_fingerprint in rows:
+            envelope = _envelope(body, signature, timestamp, key_fingerprint)
+            if envelope is not None and sha256(envelope.body).digest() == bytes(packet_id):
+                stored = _stored_envelope(envelope)
+                if stored is not None:
+                    found[bytes(packet_id)] = stored
     return found
 
 
@@ -410,10 +413,20 @@ def _envelope(body: Any, signature: Any, timestamp: Any, key_fingerprint: Any) -
     return envelope if len(envelope.signature) == 64 and len(envelope.key_fingerprint) == 32 else None
 
 
-def _stored_envelope(envelope: Envelope | None, origin: Any, audience: Any) -> StoredEnvelope | None:
-    if envelope is None:
-        return None
+class _Head(msgspec.Struct):
+    """Of the bytes of a packet: who signed it, and how far it may travel."""
+
+    origin: str
+    audience: Audience = Audience.CORE
+
+
+_read_head = msgspec.json.Decoder(_Head).decode
+
+
+def _stored_envelope(envelope: Envelope) -> StoredEnvelope | None:
+    """Return the envelope with what policy asks about, read from the signed bytes: a changed column lets nothing out."""
     try:
-        return StoredEnvelope(envelope, NodeId(bytes.fromhex(origin)), Audience(audience))
-    except (TypeError, ValueError):
+        head = _read_head(envelope.body)
+        return StoredEnvelope(envelope, NodeId(bytes.fromhex(head.origin)), head.audience)
+    except (msgspec.MsgspecError, ValueError):
         return None

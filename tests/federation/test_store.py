@@ -14,6 +14,7 @@ from federation.protocol.events import FeedRow
 from federation.selectors import PacketFilters
 from federation.services import Quota, Refused
 from peers.models import PolicyRevision
+from peers.trust import Audience
 from tests.federation.makers import NOW_MS, RULE, make_received, make_verified, node
 
 pytestmark = pytest.mark.django_db
@@ -384,6 +385,18 @@ def test_bytes_that_are_not_those_of_the_id_are_shown_as_damaged_and_never_offer
         "content": None,
         "damaged": row.damage,
     }
+
+
+def test_what_may_leave_is_read_from_the_signed_bytes():
+    """A column that says public, or another origin, lets no private packet out: policy asks about what was signed."""
+    received = make_received(1, audience=Audience.PRIVATE)
+    put(received)
+    packet_id = received.packet.packet.packet_id
+    corrupt(packet_id, "audience", "'public'")
+    corrupt(packet_id, "origin", f"'{node(5).hex()}'")
+    stored = selectors.load_envelopes([packet_id])[packet_id]
+    assert (stored.origin, stored.audience) == (node(1), Audience.PRIVATE)
+    assert stored.envelope == received.packet.envelope
 
 
 def test_a_feed_of_nothing_but_damaged_rows_still_moves_on():
