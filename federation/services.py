@@ -25,7 +25,7 @@ from federation.models import KnowledgePacket, OriginUsage, Refusal
 from federation.protocol.canonical import JSONValue
 from federation.protocol.envelope import Envelope, VerifiedPacket, sign_packet
 from federation.protocol.errors import Code, PacketError
-from federation.protocol.packet import Packet, PacketId, build_packet
+from federation.protocol.packet import Packet, PacketId, PacketMould, build_packet
 from federation.state import bump_visibility
 from keys.ed25519 import KeyPair
 from keys.encoding import NodeId
@@ -352,6 +352,7 @@ def _signed_batches(
     pair: KeyPair, node_id: NodeId, drafts: Iterable[Draft], clock: Callable[[], int]
 ) -> Iterator[list[store.PacketColumns]]:
     """Yield signed rows ready to store, `BATCH` at a time; after an error first those before it."""
+    build = _Builder(node_id).build
     rows: list[store.PacketColumns] = []
     newest = 0  # the latest created_at given out, and the ids that have it
     ids_of_newest: set[bytes] = set()
@@ -359,10 +360,10 @@ def _signed_batches(
         for draft in drafts:
             now_ms = clock()
             created_at = max(now_ms, newest)
-            packet = _build(node_id, draft, created_at)
+            packet = build(draft, created_at)
             if created_at == newest and packet.packet_id in ids_of_newest:
                 created_at += 1
-                packet = _build(node_id, draft, created_at)
+                packet = build(draft, created_at)
             if created_at > newest:
                 newest = created_at
                 ids_of_newest.clear()
@@ -379,22 +380,45 @@ def _signed_batches(
         yield rows
 
 
-def _build(node_id: NodeId, draft: Draft, created_at: int) -> Packet:
-    return build_packet(
-        origin=node_id,
-        kind=draft.kind,
-        content=draft.content,
-        created_at=created_at,
-        title=draft.title,
-        tags=draft.tags,
-        # The default is left out, as in any packet that does not name its audience.
-        audience=None if draft.audience is Audience.CORE else draft.audience,
-        source=draft.source,
-        confidence=draft.confidence,
-        depends_on=draft.depends_on,
-        supersedes=draft.supersedes,
-        expires_at=draft.expires_at,
-    )
+class _Builder:
+    """Makes packets of drafts; those of one run mostly differ in their content alone, and share a mould then."""
+
+    def __init__(self, node_id: NodeId) -> None:
+        self._node_id = node_id
+        self._common: tuple[object, ...] | None = None
+        self._mould: PacketMould | None = None
+
+    def build(self, draft: Draft, created_at: int) -> Packet:
+        common = (
+            draft.kind,
+            draft.title,
+            draft.tags,
+            draft.audience,
+            draft.source,
+            draft.confidence,
+            draft.depends_on,
+            draft.supersedes,
+            draft.expires_at,
+        )
+        if self._mould is not None and common == self._common:
+            return self._mould.cast(draft.content, created_at)
+        packet = build_packet(
+            origin=self._node_id,
+            kind=draft.kind,
+            content=draft.content,
+            created_at=created_at,
+            title=draft.title,
+            tags=draft.tags,
+            # The default is left out, as in any packet that does not name its audience.
+            audience=None if draft.audience is Audience.CORE else draft.audience,
+            source=draft.source,
+            confidence=draft.confidence,
+            depends_on=draft.depends_on,
+            supersedes=draft.supersedes,
+            expires_at=draft.expires_at,
+        )
+        self._common, self._mould = common, PacketMould(packet)
+        return packet
 
 
 def _store_own(rows: list[store.PacketColumns], stored: Callable[[Sequence[PacketId]], None] | None) -> list[PacketId]:

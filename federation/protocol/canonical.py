@@ -19,7 +19,8 @@ encodes with sorted keys, and equal bytes are canonical because
 - orjson orders keys by UTF-8, JCS by UTF-16. The two differ only between characters beyond the BMP (first
   byte F0 or more) and those from U+E000 (first byte EE or EF): text with both takes the slow path.
 
-What is not proven so is decided by Python's json with hooks and by rfc8785.
+What is not proven so is decided by Python's json with hooks and by rfc8785. Text with blanks or keys in another
+order, as people and programs write it, is still decoded fast when it has no escapes: see `_has_one_meaning`.
 """
 
 import json
@@ -77,7 +78,7 @@ def parse_canonical(data: bytes, *, max_bytes: int = MAX_PACKET_BYTES) -> JSONVa
     return value
 
 
-def canonicalize(value: JSONValue, *, max_bytes: int = MAX_PACKET_BYTES) -> bytes:
+def canonicalize(value: JSONValue, *, max_bytes: int = MAX_PACKET_BYTES, max_nesting: int = MAX_NESTING) -> bytes:
     """Return the canonical bytes of `value`.
 
     Raises:
@@ -87,7 +88,7 @@ def canonicalize(value: JSONValue, *, max_bytes: int = MAX_PACKET_BYTES) -> byte
 
     Source: RFC 8785, narrowed by docs/protocol.md, section 2.
     """
-    data = _encode(value)
+    data = _encode(value, max_nesting)
     if len(data) > max_bytes:
         raise PacketError(Code.TOO_LARGE, f"{len(data)} canonical bytes, at most {max_bytes} are allowed")
     return data
@@ -109,8 +110,11 @@ def decode(data: bytes, *, max_bytes: int = MAX_PACKET_BYTES, max_nesting: int =
         raise _too_deep(max_nesting)
     try:
         value = _fast_decoder.decode(data)
-        if orjson.dumps(value, option=_ORJSON_OPTIONS) == data and _sorts_alike(data):
+        encoded = orjson.dumps(value, option=_ORJSON_OPTIONS)
+        if encoded == data and _sorts_alike(data):
             return value, True
+        if _has_one_meaning(data, encoded):
+            return value, False
     except (msgspec.MsgspecError, orjson.JSONEncodeError, ValueError, RecursionError):
         pass  # not the plain case: the strict parser says what is wrong, if anything
     return _decode_strictly(data), False
@@ -138,6 +142,15 @@ def _float_as_canonical(literal: str) -> float:
 
 
 _fast_decoder = msgspec.json.Decoder(float_hook=_float_as_canonical)
+
+
+def _has_one_meaning(data: bytes, encoded: bytes) -> bool:
+    """True when no key of this JSON text is given twice; `encoded` is what its value was encoded to.
+
+    Without escapes every string of either text stands between two quotes and holds none. A key given twice, gone from
+    the value with what it said first, takes its quotes along, and nothing adds any.
+    """
+    return b"\\" not in data and data.count(b'"') == encoded.count(b'"')
 
 
 def _sorts_alike(data: bytes) -> bool:
@@ -196,9 +209,9 @@ _strict_decoder = json.JSONDecoder(
 )
 
 
-def _encode(value: JSONValue) -> bytes:
+def _encode(value: JSONValue, max_nesting: int = MAX_NESTING) -> bytes:
     """Return the canonical bytes of `value`, of whatever size; errors as in `canonicalize`."""
-    has_float = _check(value, MAX_NESTING)
+    has_float = _check(value, max_nesting)
     data = orjson.dumps(value, option=_ORJSON_OPTIONS)
     if _sorts_alike(data) and not (has_float and _has_other_float_form(data)):
         return data

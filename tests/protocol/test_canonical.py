@@ -249,6 +249,27 @@ def test_booleans_stay_booleans():
     assert canonicalize({"a": True, "b": 1, "c": (False, None)}) == b'{"a":true,"b":1,"c":[false,null]}'
 
 
+@settings(max_examples=600, deadline=None)
+@given(
+    st.lists(st.tuples(st.sampled_from(["a", "b", " ", "ü😀"]), values), max_size=4),
+    st.sampled_from([(",", ":"), (", ", ": "), (" ,\n", "\t:\r\n")]),
+    st.booleans(),
+)
+def test_text_as_people_write_it_has_one_meaning_or_is_refused(pairs, separators, ascii_only):
+    """Blanks, order and escapes do not matter; a key twice in one object does, however the text is laid out."""
+    item, key = separators
+    members = [
+        f"{json.dumps(name)}{key}{json.dumps(value, separators=separators, ensure_ascii=ascii_only)}" for name, value in pairs
+    ]
+    data = ("{" + item.join(members) + "}").encode("utf-8", "surrogatepass")
+    try:
+        expected = outcome(canonicalize, reference(data))
+    except NotPlain:
+        expected = Code.MALFORMED
+    parsed = outcome(parse, data)
+    assert (parsed if isinstance(parsed, Code) else canonicalize(parsed)) == expected
+
+
 def test_messages_name_the_key_that_stands_twice_and_cut_it_short():
     """A refusal shows what was wrong, never at a length the sender chose."""
     key = "k" * 5000

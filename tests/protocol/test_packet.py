@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from federation.protocol.errors import Code, PacketError
-from federation.protocol.limits import MAX_PACKET_BYTES
-from federation.protocol.packet import PacketId, build_packet, packet_from_fields, packet_id_of, parse_packet
+from federation.protocol.limits import MAX_NESTING, MAX_PACKET_BYTES
+from federation.protocol.packet import PacketId, PacketMould, build_packet, packet_from_fields, packet_id_of, parse_packet
 from keys.encoding import NodeId
 from peers.trust import Audience
 
@@ -166,3 +166,50 @@ def test_mutated_bytes_raise_only_packet_errors():
         result = outcome(parse_packet, bytes(body))
         if not isinstance(result, Code):
             assert result.body == body and (body == original or result.packet_id != packet_id_of(original))
+
+
+# Moulds
+
+LOOKS_LIKE_IT = '"content":null,"created_at":0'
+
+
+@pytest.mark.parametrize(
+    "common",
+    [
+        {},
+        {"title": LOOKS_LIKE_IT, "tags": (LOOKS_LIKE_IT, "content", "created_at"), "source": LOOKS_LIKE_IT},
+        {"audience": Audience.PUBLIC, "confidence": 0.5, "depends_on": (PacketId(bytes(32)),), "expires_at": NOW * 2},
+        {"supersedes": PacketId(bytes(range(32))), "audience": Audience.PRIVATE, "confidence": 1},
+    ],
+    ids=["plain", "text that looks like the fields", "before and after", "other fields"],
+)
+@settings(max_examples=60, deadline=None)
+@given(
+    first=st.none() | st.dictionaries(st.text(), st.integers(0, 9)),
+    content=st.recursive(st.none() | st.booleans() | st.floats() | st.integers() | st.text(), lambda inner: st.lists(inner)),
+    created_at=st.integers(-1, 2**53 - 1),
+)
+def test_a_cast_packet_is_the_built_one(common, first, content, created_at):
+    """A mould gives the packet that `build_packet` gives, or its refusal."""
+    fields = {"origin": ORIGIN, "kind": "note", **common}
+    mould = PacketMould(build_packet(content=first, created_at=0, **fields))
+    assert outcome(mould.cast, content, created_at) == outcome(build_packet, content=content, created_at=created_at, **fields)
+
+
+def test_a_cast_packet_keeps_the_limits():
+    """Size and depth at the limit and one beyond, counted over the whole packet."""
+    mould = PacketMould(build_packet(origin=ORIGIN, kind="note", content="", created_at=NOW))
+    room = MAX_PACKET_BYTES - len(mould.cast("", NOW).body)
+    assert len(mould.cast("x" * room, NOW).body) == MAX_PACKET_BYTES
+    assert outcome(mould.cast, "x" * (room + 1), NOW) == Code.TOO_LARGE
+    deep = 0
+    for _ in range(MAX_NESTING - 1):
+        deep = [deep]
+    assert parse_packet(mould.cast(deep, NOW).body) == mould.cast(deep, NOW)
+    assert outcome(mould.cast, [deep], NOW) == Code.MALFORMED
+
+
+def test_a_packet_with_other_keys_makes_no_mould():
+    """An unknown key between content and time would be lost."""
+    with pytest.raises(ValueError, match="other keys"):
+        PacketMould(packet_from_fields(REQUIRED | {"count": 1}))
