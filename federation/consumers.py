@@ -51,10 +51,12 @@ class InboundTransport:
         await self._send({"type": "websocket.send", "bytes": data})
         await self._drain.drained.wait()
 
-    async def close(self, code: int) -> None:
+    async def close(self, code: int, *, patient: bool) -> None:
         if self.gone.is_set():
             return
         await self._send({"type": "websocket.close", "code": code})
+        if not patient and self._connection is not None:
+            self._connection.loseConnection()  # after what is written has left
         if not self._is_detached:
             await self.gone.wait()
 

@@ -57,7 +57,7 @@ class OutboundTransport:
     async def send(self, data: bytes) -> None:
         await self._connection.send(data)
 
-    async def close(self, code: int) -> None:
+    async def close(self, code: int, *, patient: bool) -> None:
         await self._connection.close(code)
 
     def abort(self) -> None:

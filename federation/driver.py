@@ -63,8 +63,8 @@ class Transport(Protocol):
     async def send(self, data: bytes) -> None:
         """Take a frame; return when there is room for another."""
 
-    async def close(self, code: int) -> None:
-        """Close with this code; return when the peer has answered."""
+    async def close(self, code: int, *, patient: bool) -> None:
+        """Close with this code; return when the peer has answered, or at once if not `patient`."""
 
     def abort(self) -> None:
         """Cut the connection at once; of no effect on one that is closed."""
@@ -159,8 +159,9 @@ class LinkDriver:
         await self.ended.wait()
 
     def give_way(self, reason: str) -> None:
-        """End the link at once, before anything that waits; the transport closes by itself."""
+        """End the link and cut the connection at once: a place is needed that a closing one would hold on to."""
         self._handle(EndRequested(Goodbye.BYE, reason))
+        self._transport.abort()
 
     # --- the turn ---
 
@@ -308,7 +309,8 @@ class LinkDriver:
             async with asyncio.timeout(GOODBYE_S):
                 if self._writer is not None:
                     await asyncio.wait([self._writer])
-                await self._transport.close(ending.close_code)
+                # A stranger is not waited for: those who are would be places that nobody counts.
+                await self._transport.close(ending.close_code, patient=self.session.peer is not None)
         except Exception as error:
             logger.debug("link with %s: %r while closing", self.address, error)
         finally:

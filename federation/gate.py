@@ -1,8 +1,8 @@
 """What a TCP connection to the sync port costs before it is a WebSocket: a bounded place, for a bounded time.
 
 Daphne caps no connections and lets a dripped header or body stay open for minutes, so the gate stands between
-the socket and Daphne. A connection that has not become a WebSocket in `UPGRADE_S`, or sends more than a request
-needs, is cut. An address has so many such places; when all are taken, the oldest of the fullest address gives way.
+the socket and Daphne. A connection that has not become a WebSocket in `UPGRADE_S`, or sends more or other bytes than
+a request needs, is cut. An address has so many such places; when all are taken, the oldest of the fullest address gives way.
 From the upgrade on the consumer keeps the same rules for links that have not proven a key (federation/consumers.py).
 
 Source: docs/protocol.md, section 5.
@@ -45,9 +45,10 @@ class GuardedConnection(ProtocolWrapper):  # type: ignore[type-arg]
         super().makeConnection(transport)
 
     def dataReceived(self, data: bytes) -> None:
-        if self._received <= REQUEST_BYTES:
+        if self.is_waiting:
             self._received += len(data)
-            if self._received > REQUEST_BYTES and self.is_waiting:
+            # Daphne answers letters beyond ASCII in a request with a traceback in the log; no node sends any.
+            if self._received > REQUEST_BYTES or not data.isascii():
                 self.cut()
                 return
         super().dataReceived(data)

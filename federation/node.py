@@ -40,6 +40,7 @@ from federation.protocol.events import (
     BatchJudged,
     Effect,
     EndLink,
+    EndRequested,
     EnvelopesLoaded,
     Event,
     FeedAdvanced,
@@ -388,7 +389,7 @@ class FederationNode:
         oldest = next((driver for other, driver in self.links.items() if not self._is_friend(other)), None)
         if oldest is None:
             return False
-        oldest.give_way("the place is needed for another peer")
+        oldest.post(EndRequested(Goodbye.BYE, "the place is needed for another peer"))
         return True
 
     async def _note(

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
-from websockets.exceptions import ConnectionClosed
+from websockets.exceptions import ConnectionClosed, WebSocketException
 from websockets.sync.client import connect
 
 from tests.harness import MANAGE, introduce, linked, listening, processes_of, stays, together, wait_for
@@ -30,16 +30,12 @@ def dial(node, *, source="127.0.0.1", **more):
 
 def says(node, request, *, wait_s=3.0):
     """Return what the sync port answers to these bytes until it closes or `wait_s` has passed."""
-    with socket.create_connection(("127.0.0.1", node.sync_port), timeout=wait_s) as connection:
-        with contextlib.suppress(OSError):
-            connection.sendall(request)
-            answer = b""
-            while part := connection.recv(65_536):
-                answer += part
-                if b"\r\n\r\n" in answer and not answer.startswith(b"HTTP/1.1 101"):
-                    break
-            return answer
-        return b""
+    answer = b""
+    with socket.create_connection(("127.0.0.1", node.sync_port), timeout=wait_s) as connection, contextlib.suppress(OSError):
+        connection.sendall(request)
+        while b"\r\n\r\n" not in answer and (part := connection.recv(65_536)):
+            answer += part
+    return answer
 
 
 def request(node, *headers, path="/sync", protocol=SUBPROTOCOL):
@@ -133,22 +129,26 @@ def test_half_open_connections_are_bounded(nodes):
         with dial(ada, source="127.0.2.1") as honest:
             assert time.monotonic() - began < 30
             assert honest.subprotocol == SUBPROTOCOL
-        of_one_address = 0
         for _ in range(20):
-            with contextlib.suppress(OSError, Exception):
+            # Beyond its share the address is refused, or its own oldest gives way.
+            with contextlib.suppress(OSError, WebSocketException):
                 held.enter_context(dial(ada, source="127.0.3.1"))
-                of_one_address += 1
-        assert of_one_address <= 8
+        assert established(ada.sync_port, "127.0.3.1") <= 8
+        # 64 before the upgrade, 64 after it; what the kernel still holds back is accepted within a moment.
+        wait_for(lambda: established(ada.sync_port) <= 2 * 64, 1, "bounded places")
         assert memory_mib(ada.process.pid) - before < 32
         wait_for(lambda: established(ada.sync_port) == 0, 12, "all gone")
     is_quiet(ada)
 
 
-def established(port):
-    """Return how many connections to a port of 127.0.0.1 its own side holds."""
-    wanted = f"{port:04X}"
+def established(port, remote=None):
+    """Return how many connections to a port of 127.0.0.1 its own side holds, from one address or from all."""
     rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
-    return sum(row[1].endswith(f":{wanted}") and row[3] == "01" for row in rows)
+    ours = [row[2] for row in rows if row[1].endswith(f":{port:04X}") and row[3] == "01"]
+    if remote is None:
+        return len(ours)
+    wanted = socket.inet_aton(remote)[::-1].hex().upper()
+    return sum(end.startswith(wanted) for end in ours)
 
 
 @pytest.fixture
@@ -243,7 +243,6 @@ def test_killed_helpers_cost_nothing_but_time(pair):
         killer.join()
     assert killed
     is_quiet(bob)
-    assert bob.counter("received") + 0 <= 1_500
 
 
 def test_sigterm_under_plain_daphne_says_goodbye(nodes):

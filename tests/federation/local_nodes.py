@@ -53,7 +53,7 @@ class MemoryTransport:
     async def send(self, data: bytes) -> None:
         self._later(lambda driver: driver.feed(data))
 
-    async def close(self, code: int) -> None:
+    async def close(self, code: int, *, patient: bool) -> None:
         if self.closed_with is None:
             self.closed_with = self.other.closed_with = code
             self._later(lambda driver: driver.closed(code))

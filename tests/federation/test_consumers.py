@@ -166,7 +166,7 @@ async def test_cancelled_by_the_server_it_still_sends(listener):
     communicator.future.cancel()
     await asyncio.sleep(0.01)
     assert driver.closed_with is None
-    await asyncio.wait_for(driver.transport.close(4001), 1)
+    await asyncio.wait_for(driver.transport.close(4001, patient=True), 1)
     assert communicator.output_queue.get_nowait() == {"type": "websocket.close", "code": 4001}
 
 
@@ -178,13 +178,13 @@ async def test_closing_waits_for_the_peer():
         sent.append(message)
 
     transport = InboundTransport(send)
-    closing = asyncio.ensure_future(transport.close(4001))
+    closing = asyncio.ensure_future(transport.close(4001, patient=True))
     await asyncio.sleep(0.01)
     assert sent == [{"type": "websocket.close", "code": 4001}]
     assert not closing.done()
     transport.gone.set()
     await closing
-    await transport.close(4000)
+    await transport.close(4000, patient=True)
     assert len(sent) == 1, "one that is closed is not closed again"
 
 

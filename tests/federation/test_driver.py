@@ -58,7 +58,7 @@ class RecordingTransport:
             await asyncio.Event().wait()
         self.sent.append(data)
 
-    async def close(self, code):
+    async def close(self, code, *, patient):
         self.closed_with = code
         if not self.answers_close:
             await asyncio.Event().wait()
@@ -292,9 +292,9 @@ async def test_deadline_in_the_past_does_not_spin():
 
 
 async def test_giving_way_is_immediate():
-    """A link that gives way has ended when the call returns; its transport closes by itself."""
+    """A link that gives way has ended and its connection is cut when the call returns."""
     driver, _, transport, shell = make()
     driver.give_way("another needs the place")
     assert shell.ended[0].reason == "another needs the place"
+    assert transport.aborted
     await over(driver)
-    assert transport.closed_with == Goodbye.BYE.close_code
