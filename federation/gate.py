@@ -30,12 +30,15 @@ class GuardedConnection(ProtocolWrapper):  # type: ignore[type-arg]
         super().__init__(factory, wrapped)
         self.opened_at = time.monotonic()
         self.host = ""
+        self._is_cut = False
         self._received = 0
         self._deadline: Any = None
 
     @property
     def is_waiting(self) -> bool:
-        """True until the WebSocket is open."""
+        """True until the WebSocket is open; not of one that was cut, which is gone a turn of the loop later."""
+        if self._is_cut:
+            return False
         protocol = self.wrappedProtocol
         return not (isinstance(protocol, WebSocketServerProtocol) and protocol.state == protocol.STATE_OPEN)
 
@@ -59,6 +62,7 @@ class GuardedConnection(ProtocolWrapper):  # type: ignore[type-arg]
         super().connectionLost(reason)
 
     def cut(self) -> None:
+        self._is_cut = True
         if self.transport is not None:
             self.transport.abortConnection()
 
