@@ -28,7 +28,7 @@ from federation.protocol.packet import PacketId, packet_id_of
 from federation.services import Quota, Received
 from federation.verifier import VerifierPool
 from keys.encoding import NodeId
-from peers.trust import Tier, TrustTable
+from peers.trust import KeyStatus, Tier, TrustTable
 
 logger = logging.getLogger(__name__)
 
@@ -107,7 +107,10 @@ class Ingest:
             packet = outcome.packet
             # Asked again: the operator may have decided otherwise while the signature was verified.
             decision = table.may_accept(peer, packet.origin, packet.audience)
-            if decision.allowed:
+            key = table.keys.get(outcome.envelope.key_fingerprint)
+            if decision.allowed and (key is None or key.status is not KeyStatus.TRUSTED):
+                judgements.append(Judgement(Code.REVOKED_KEY, packet.packet_id, "the key was withdrawn a moment ago"))
+            elif decision.allowed:
                 judgements.append(None)
                 received.append(Received(packet=outcome, peer=peer, rule=decision.rule, received_at=now_ms))
             else:
