@@ -4,6 +4,7 @@ Source: docs/architecture.md (table of settings), docs/protocol.md, section 8.
 """
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -49,7 +50,7 @@ def limits() -> Limits:
             value = kind(text)
         except ValueError:
             value = kind(0)
-        if value <= 0:
+        if not 0 < value < math.inf:
             raise ImproperlyConfigured(f"ARK_LIMIT_{name.upper()} must be a positive {kind.__name__}, not {text!r}")
         changes[name] = value
     chosen = dataclasses.replace(Limits(), **changes)
