@@ -6,7 +6,6 @@ All of them share the test's database, which links do not mind: claims and peers
 import asyncio
 import random
 
-from federation.driver import LinkDriver
 from federation.node import FederationNode
 from keys.encoding import NodeId
 from keys.services import Identity
@@ -44,8 +43,7 @@ class MemoryTransport:
     """One end of a connection in memory; each frame arrives after a delay, in order."""
 
     def __init__(self, delay) -> None:
-        self.driver: LinkDriver | None = None
-        self.other: MemoryTransport | None = None
+        self.driver = self.other = None
         self.closed_with: int | None = None
         self._delay = delay
         self._last = 0.0
