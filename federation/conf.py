@@ -20,6 +20,8 @@ from peers.addresses import parse_url
 from peers.errors import AddressError
 
 VERSION = "0.1.0"
+# Clocks that differ by this much are worth a word to the operator (docs/protocol.md, section 6).
+CLOCK_WARNING_MS = 30_000
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,17 +20,20 @@ from federation.committer import Committer
 from federation.database import Database
 from federation.feed import Feed
 from federation.protocol.admission import Candidate, Refused, admit
-from federation.protocol.envelope import Envelope
+from federation.protocol.envelope import Envelope, VerifiedPacket
 from federation.protocol.errors import Code
 from federation.protocol.events import Judgement, StoredEnvelope
 from federation.protocol.limits import CLOCK_SKEW_MS, Limits
-from federation.protocol.packet import PacketId, packet_id_of
+from federation.protocol.packet import PacketId, packet_id_of, parse_packet
 from federation.services import Quota, Received
 from federation.verifier import VerifierPool
 from keys.encoding import NodeId
 from peers.trust import KeyStatus, Tier, TrustTable
 
 logger = logging.getLogger(__name__)
+
+# A packet beyond its origin's rate is looked for again this much later: a second's worth is there by then.
+RATE_RETRY_S = 1.0
 
 _STORE_REASONS = {
     Code.QUOTA: "the origin has used up the room it has here",
@@ -81,7 +84,10 @@ class Ingest:
         )
         judgements = await self._settle(peer, outcomes, now_ms)
         await self._remember(peer, outcomes, judgements, now_ms)
-        return [_dated(judgement, envelope, now_ms) for judgement, envelope in zip(judgements, envelopes, strict=True)]
+        return [
+            _dated(judgement, outcome, envelope, now_ms)
+            for judgement, outcome, envelope in zip(judgements, outcomes, envelopes, strict=True)
+        ]
 
     def quotas(self) -> Mapping[NodeId, Quota]:
         """Return what each bounded origin may take up here, by its tier now."""
@@ -95,7 +101,7 @@ class Ingest:
     async def _settle(self, peer: NodeId, outcomes: Sequence[Candidate | Refused], now_ms: int) -> list[Judgement]:
         """Verify and store the candidates; return a judgement for every outcome."""
         candidates = [outcome for outcome in outcomes if isinstance(outcome, Candidate)]
-        verified = iter(await self._verifiers.verify(candidates))
+        verified = iter(await self._verify(peer, candidates))
         settled = [next(verified) if isinstance(outcome, Candidate) else outcome for outcome in outcomes]
         table = self._table()
         judgements: list[Judgement | None] = []
@@ -117,6 +123,23 @@ class Ingest:
                 judgements.append(Judgement(Code(decision.code), packet.packet_id, decision.reason))
         stored = iter(self._stored(received, await self._committer.store(received)))
         return [judgement or next(stored) for judgement in judgements]
+
+    async def _verify(self, peer: NodeId, candidates: Sequence[Candidate]) -> list[VerifiedPacket | Refused]:
+        """Check the signatures; of a peer that is not CORE no more once its budget of bad ones is used up.
+
+        The link ends then, so what is left unverified is declined `busy`: nothing is said about it.
+        """
+        if self._table().standing(peer).tier is Tier.CORE:
+            return await self._verifiers.verify(candidates)
+        outcomes: list[VerifiedPacket | Refused] = []
+        budget = self._limits.rejections
+        for start in range(0, len(candidates), budget):
+            part = candidates[start : start + budget]
+            if sum(isinstance(outcome, Refused) for outcome in outcomes) >= budget:
+                outcomes += [Refused(each.packet.packet_id, each.packet.origin, Code.BUSY, "not looked at") for each in part]
+            else:
+                outcomes += await self._verifiers.verify(part)
+        return outcomes
 
     def _stored(self, received: Sequence[Received], codes: Sequence[Code]) -> list[Judgement]:
         accepted: Counter[NodeId] = Counter()
@@ -170,12 +193,18 @@ def _origin(outcome: Candidate | Refused) -> str:
     return "" if origin is None else origin.hex()
 
 
-def _dated(judgement: Judgement, envelope: Envelope | None, now_ms: int) -> Judgement:
-    """Add to an EARLY judgement when the packet is due, as far as its timestamp tells."""
-    if judgement.code is not Code.EARLY or envelope is None:
+def _dated(judgement: Judgement, outcome: Candidate | Refused, envelope: Envelope | None, now_ms: int) -> Judgement:
+    """Add when a refused packet may come again, where that is known: its times are due, or the origin's rate allows."""
+    if envelope is None or not isinstance(outcome, Refused):
         return judgement
-    due_in_ms = max(envelope.timestamp - CLOCK_SKEW_MS - now_ms, 1_000)
-    return Judgement(judgement.code, judgement.packet_id, judgement.reason, due_in_s=due_in_ms / 1000)
+    if judgement.code is Code.EARLY:
+        stamped = max(envelope.timestamp, parse_packet(envelope.body).created_at)
+        due_in_s = max(stamped - CLOCK_SKEW_MS - now_ms, 1_000) / 1000
+    elif judgement.code is Code.QUOTA:
+        due_in_s = RATE_RETRY_S
+    else:
+        return judgement
+    return Judgement(judgement.code, judgement.packet_id, judgement.reason, due_in_s=due_in_s)
 
 
 class _Rate:

@@ -27,8 +27,8 @@ from federation import claims, requests, selectors, services, state
 from federation.cipher import SodiumSuite
 from federation.claims import Claimant
 from federation.committer import Committer
+from federation.conf import CLOCK_WARNING_MS, own_manifest
 from federation.conf import limits as configured_limits
-from federation.conf import own_manifest
 from federation.database import Database
 from federation.driver import LinkDriver, Transport
 from federation.feed import Feed
@@ -140,6 +140,7 @@ class FederationNode:
         self._policy = asyncio.Lock()
         self._visibility = 0
         self._refreshed_at = self._looked_at = 0.0
+        self._clocks_off: set[NodeId] = set()
         self._shown: dict[str, Mapping[str, Any]] = {}
 
     # --- life ---
@@ -545,10 +546,20 @@ class FederationNode:
         if not states:
             return
         offsets = {peer: driver.session.stats.clock_offset_ms for peer, driver in self.links.items()} if due else {}
+        if due:
+            self._warn_of_clocks(offsets)
         await self.database.write(self._write_down, states, offsets)
         self._shown.update({token: shown for token, shown in states.items() if token in self.drivers})
         if due:
             self._refreshed_at = now
+
+    def _warn_of_clocks(self, offsets: Mapping[NodeId, int | None]) -> None:
+        """Say once a link's time that the two clocks differ; beyond ten minutes packets are declined `early`."""
+        self._clocks_off &= set(offsets)
+        for peer, offset_ms in offsets.items():
+            if offset_ms is not None and abs(offset_ms) >= CLOCK_WARNING_MS and peer not in self._clocks_off:
+                self._clocks_off.add(peer)
+                logger.warning("the clock of %s is %+.0f s off ours; one of the two is wrong", peer.hex()[:8], offset_ms / 1000)
 
     def _write_down(self, states: Mapping[str, Mapping[str, Any]], offsets: Mapping[NodeId, int | None]) -> None:
         """In the writer's thread, in one transaction: what the links are like now, and whose clock is how far off."""

@@ -286,3 +286,18 @@ async def test_visibility_counts_apart_from_trust():
     assert state.visibility_revision() == before + 1
     set_tier(peer=Peer.objects.get(), tier=Tier.SANDBOX, reason="", actor="test", door="command")
     assert state.visibility_revision() == before + 1
+
+
+async def test_clock_far_off_is_said_once_a_link(caplog):
+    """Thirty seconds are worth one warning while the link stands, a little less none."""
+    node = FederationNode(make_identity(1))
+    near, far = make_identity(2).node_id, make_identity(3).node_id
+    for _ in range(3):
+        node._warn_of_clocks({near: 29_999, far: -30_000})
+    assert [record.getMessage() for record in caplog.records] == [
+        f"the clock of {far.hex()[:8]} is -30 s off ours; one of the two is wrong"
+    ]
+    node._warn_of_clocks({near: 0})
+    node._warn_of_clocks({far: -30_000})
+    assert len(caplog.records) == 2
+    await node.database.close()

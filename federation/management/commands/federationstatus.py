@@ -7,6 +7,7 @@ from django.conf import settings
 
 from federation import state
 from federation.claims import live_claims
+from federation.conf import CLOCK_WARNING_MS
 from federation.lock import runner_note, runner_pid
 from federation.models import KnowledgePacket, PeerCounter
 from keys.command import ArkCommand, Exit
@@ -60,7 +61,9 @@ class Command(ArkCommand):
             self.say(f"  packets are declined: {document['acceptance_stopped']}")
         for link in document["links"]:
             behind = link.get("behind", 0) + link.get("missing", 0)
-            self.say(f"  {link['name']} {link['peer'][:8]} at {link['address']}: {link.get('direction', 'new')}, {behind} behind")
+            line = f"  {link['name']} {link['peer'][:8]} at {link['address']}: {link.get('direction', 'new')}, {behind} behind"
+            offset_ms = link.get("clock_offset_ms") or 0
+            self.say(line if abs(offset_ms) < CLOCK_WARNING_MS else f"{line}; its clock is {offset_ms / 1000:+.0f} s off ours")
         for peer, counts in document["counters"].items():
             shown = ", ".join(f"{name} {count}" for name, count in counts.items() if name != "since")
             self.say(f"  counted with {names.get(peer, peer[:8])}: {shown}")
