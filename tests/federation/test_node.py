@@ -16,7 +16,7 @@ from keys.encoding import NodeId
 from peers.models import Peer
 from peers.services import set_tier
 from peers.trust import Tier
-from tests.federation.local_nodes import InlineDatabase, connect, started, trust, until
+from tests.federation.local_nodes import InlineDatabase, connect, make_identity, started, trust, until
 from tests.federation.makers import make_received, node
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.django_db(transaction=True)]
@@ -290,14 +290,14 @@ async def test_visibility_counts_apart_from_trust():
 
 async def test_clock_far_off_is_said_once_a_link(caplog):
     """Thirty seconds are worth one warning while the link stands, a little less none."""
-    node = FederationNode(make_identity(1))
+    ada = node_module.FederationNode(make_identity(1))
     near, far = make_identity(2).node_id, make_identity(3).node_id
     for _ in range(3):
-        node._warn_of_clocks({near: 29_999, far: -30_000})
+        ada._warn_of_clocks({near: 29_999, far: -30_000})
     assert [record.getMessage() for record in caplog.records] == [
         f"the clock of {far.hex()[:8]} is -30 s off ours; one of the two is wrong"
     ]
-    node._warn_of_clocks({near: 0})
-    node._warn_of_clocks({far: -30_000})
+    ada._warn_of_clocks({near: 0})
+    ada._warn_of_clocks({far: -30_000})
     assert len(caplog.records) == 2
-    await node.database.close()
+    await ada.database.close()
