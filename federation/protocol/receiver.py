@@ -169,6 +169,11 @@ class Receiver:
         self._refused.clear()
         self.send_interest(now)
 
+    def wall_clock(self, ahead_s: float, now: float) -> None:
+        """Take in how far the wall clock is ahead of the monotonic one: when it was set, early packets may be due."""
+        if self._refused.wall_clock(ahead_s):
+            self.send_interest(now)
+
     def scope(self, message: messages.Scope) -> None:
         """The peer says what it offers: reconcile each origin whose set differs from ours.
 
@@ -327,7 +332,7 @@ class Receiver:
                 self._retry(now)
             case Code.EARLY:
                 due = now + max(judgement.due_in_s, MIN_EARLY_S)
-                self._refused.add(packet_id, due)
+                self._refused.add(packet_id, due, is_early=True)
                 self._ask_again(due)
             case _:
                 self._refused.add(packet_id, now + (judgement.due_in_s or self._limits.refusal_memory_s))

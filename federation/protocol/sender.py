@@ -158,8 +158,8 @@ class Sender:
         self._loaded.clear()
         self._load_is_stale = self._loading
         self._read_is_stale = self._reading
-        if self._interest is None:
-            return []
+        if self._interest is None or not self._may_push:
+            return []  # who takes nothing is answered with an empty Scope, and unasked with none
         return [*self._offer(), *self.pump()]
 
     def _offer(self) -> list[Effect]:

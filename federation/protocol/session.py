@@ -198,6 +198,8 @@ class PeerSession:
         if isinstance(self.state, Ended):
             return []
         try:
+            if isinstance(self.state, Linked):
+                self.state.receiver.wall_clock(now_ms / 1000 - now, now)
             self._dispatch(event)
         except CipherError:
             self._close(Goodbye.DECRYPT.close_code, Goodbye.DECRYPT, "a frame could not be decrypted")

@@ -622,6 +622,23 @@ def test_an_early_packet_is_looked_for_when_it_is_due():
     assert codes(probe)[-1] == Code.ACCEPTED
 
 
+def test_a_clock_set_right_makes_early_packets_due_at_once():
+    """The clock here was an hour behind; nobody waits for the rest of that hour."""
+    lab, node, probe = setup()
+    node.offset_ms = -3_600_000
+    on_time = make_envelope(77, 0)
+    probe.packets(0, [on_time])
+    assert codes(probe) == [Code.EARLY]
+    interests = len(probe.heard_of(messages.Interest))
+    lab.pass_time(5)
+    node.offset_ms = 0
+    probe.send(messages.Ping(1))
+    assert len(probe.heard_of(messages.Interest)) == interests + 1
+    serve(probe, [on_time])
+    probe.packets(1, [on_time])
+    assert codes(probe)[-1] == Code.ACCEPTED
+
+
 def test_without_an_interest_nothing_is_asked_again():
     """A peer that gives nothing on request may still push; a busy store then sets no timer that nothing clears."""
     lab, node, probe = setup(pull=False)

@@ -47,3 +47,30 @@ def test_clearing_forgets_ids_and_keeps_the_count_of_rejections():
     refusals.clear()
     assert not refusals.holds(b"a", 0.0)
     assert refusals.rejections == 3
+
+
+def test_a_wall_clock_set_forward_forgets_what_was_early_and_nothing_else():
+    refusals = Refusals(10)
+    assert not refusals.wall_clock(100.0), "the first word on it is no change"
+    refusals.add(b"early", 3_000.0, is_early=True)
+    refusals.add(b"bad", 3_000.0)
+    assert not refusals.wall_clock(104.9), "clocks drift"
+    assert not refusals.wall_clock(50.0), "set back: what was early still is"
+    assert refusals.holds(b"early", 0.0)
+    assert refusals.wall_clock(55.0)
+    assert not refusals.holds(b"early", 0.0) and refusals.holds(b"bad", 0.0)
+    assert not refusals.wall_clock(60.0), "nothing is early any more"
+
+
+def test_what_is_early_leaves_no_trace_when_it_is_pushed_out_or_refused_otherwise():
+    refusals = Refusals(2)
+    refusals.wall_clock(0.0)
+    refusals.add(b"a", 9.0, is_early=True)
+    refusals.add(b"b", 9.0, is_early=True)
+    refusals.add(b"b", 9.0)
+    refusals.add(b"c", 9.0)
+    assert len(refusals) == 2
+    assert not refusals.wall_clock(10.0), "`a` was pushed out, `b` is refused for another reason"
+    refusals.add(b"d", 9.0, is_early=True)
+    refusals.clear()
+    assert not refusals.wall_clock(20.0)

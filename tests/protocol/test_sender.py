@@ -490,6 +490,16 @@ class Kept(list):
 # --- policy ---
 
 
+def test_a_peer_that_takes_nothing_gets_no_scope_it_did_not_ask_for():
+    """Its Welcome granted no push, so a Scope unasked would be a protocol error; its Interest is answered with none."""
+    _lab, node, probe = setup(push=False)
+    assert [scope.rows for scope in probe.heard_of(messages.Scope)] == [[]]
+    node.trust(Named(6), Tier.CORE)
+    node.publish(1)
+    assert len(probe.heard_of(messages.Scope)) == 1
+    assert probe.goodbye == (None, None)
+
+
 def test_what_was_loaded_before_a_packet_was_hidden_does_not_leave():
     """The window is full, bodies are loaded and wait; then the operator hides one of them."""
     lab, node, probe = setup()
