@@ -8,6 +8,7 @@ import contextlib
 import os
 import secrets
 import socket
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -61,7 +62,8 @@ DEBUG = env.bool("DEBUG", default=False)
 ALLOWED_HOSTS = env.list("ALLOWED_HOSTS", default=["localhost", "127.0.0.1", "[::1]"])
 
 INSTALLED_APPS = [
-    "daphne",
+    # Its app is there for `runserver`; it imports Twisted, half the start of every other command.
+    *(["daphne"] if sys.argv[1:2] == ["runserver"] else []),
     "arklattice.apps.ArkLatticeConfig",
     "arklattice.apps.ArkAdminConfig",
     "django.contrib.auth",

@@ -15,12 +15,11 @@ import threading
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, cast
+from typing import Any
 
 from channels.routing import get_default_application
 from django.conf import settings
 from django.db import DatabaseError
-from twisted.internet import reactor as twisted_reactor
 
 from federation import claims, requests, state
 from federation.conf import http_bind, limits, static_peers, sync_bind
@@ -31,13 +30,10 @@ from federation.node import FederationNode
 from federation.protocol.errors import Goodbye
 from federation.protocol.events import EndLink
 from federation.runtime import set_node
-from federation.server import Server
+from federation.server import Server, reactor
 from keys.encoding import NodeId
 
 logger = logging.getLogger(__name__)
-
-# Twisted declares its reactor as an interface that names few of its methods.
-reactor = cast(Any, twisted_reactor)
 
 DRAIN_S = 2.6  # a drain that takes longer is cut off: SIGTERM promises an end within three seconds
 HEARTBEAT_S = 60.0

@@ -7,16 +7,19 @@ Importing this module installs Twisted's asyncio reactor: import it before anyth
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 from daphne.server import Server as DaphneServer
-from twisted.internet import reactor
+from twisted.internet import reactor as twisted_reactor
 from twisted.internet.error import CannotListenError
 from twisted.python.failure import Failure
 
 from federation.conf import Bind
 from federation.gate import Gate
 from federation.protocol.limits import Limits
+
+# Twisted declares its reactor as an interface that names few of its methods.
+reactor = cast(Any, twisted_reactor)
 
 HEARTBEAT_S = 20
 
@@ -71,7 +74,7 @@ class Server(DaphneServer):  # type: ignore[misc]
             port.factory = Gate(port.factory, self._limits)
         self.ports.append(port)
         if len(self.ports) == self._awaited:
-            reactor.callWhenRunning(self._ready)  # type: ignore[attr-defined]
+            reactor.callWhenRunning(self._ready)
 
     def listen_error(self, failure: Failure) -> None:
         error = failure.value

@@ -7,15 +7,18 @@ come in between. Events and effects carry batches, never single packets.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from federation.protocol.envelope import Envelope
 from federation.protocol.errors import Code, Goodbye
-from federation.protocol.itemset import ItemSet
 from federation.protocol.manifest import SignedManifest
 from federation.protocol.packet import PacketId
 from keys.encoding import NodeId
 from peers.trust import Audience, TrustTable
+
+if TYPE_CHECKING:
+    # numpy takes a third of a command's start; whoever only reads rows and values here does without.
+    from federation.protocol.itemset import ItemSet
 
 # --- values carried ---
 
@@ -290,7 +293,7 @@ class Catalogue(Protocol):
     def summary(self, origin: NodeId) -> tuple[int, bytes]:
         """Return count and 16-byte Negentropy fingerprint of the origin's set."""
 
-    def items(self, origin: NodeId) -> ItemSet:
+    def items(self, origin: NodeId) -> "ItemSet":
         """Return the origin's ItemSet."""
 
 
