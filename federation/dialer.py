@@ -206,7 +206,9 @@ class Dialer:
                         await self._refresh()
                     self._dial_due()
                 try:
-                    await asyncio.wait_for(self._wake.wait(), ROUND_S)
+                    # Not wait_for: see federation/wakeups.py.
+                    async with asyncio.timeout(ROUND_S):
+                        await self._wake.wait()
                 except TimeoutError:
                     pass  # the next round
         except asyncio.CancelledError:

@@ -45,7 +45,9 @@ class Watcher:
         try:
             while True:
                 try:
-                    await asyncio.wait_for(self._asked.wait(), period)
+                    # Not wait_for, which in Python 3.11 swallows a cancellation that comes together with the event.
+                    async with asyncio.timeout(period):
+                        await self._asked.wait()
                 except TimeoutError:
                     if probe is not None and not probe.changed():
                         continue

@@ -662,7 +662,14 @@ async def test_discover_lists_who_answers_and_registers_nothing(port, settings, 
     assert rows["node 1"]["tier"] == "unknown" and rows["node 1"]["name"] is None and rows["node 1"]["key_status"] is None
     assert rows["node 2"]["tier"] == "sandbox" and rows["node 2"]["name"] == "bob" and rows["node 2"]["key_status"] == "trusted"
     assert rows["node 2"]["fingerprint"] == known.pair.fingerprint.hex()
-    assert await asyncio.to_thread(Peer.objects.count) == 1
+
+    def registered():
+        try:
+            return Peer.objects.count()
+        finally:
+            connection.close()
+
+    assert await asyncio.to_thread(registered) == 1
 
 
 @pytest.mark.django_db(transaction=True)
