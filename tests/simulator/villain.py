@@ -10,14 +10,15 @@ from dataclasses import replace
 from hashlib import sha256
 
 from federation.protocol import codec, messages
+from federation.protocol.envelope import signing_input
 from federation.protocol.errors import Code, RemoteProtocolError
 from federation.protocol.events import EndLink, Opened, TransportClosed
 from federation.protocol.handshake import CipherError, ClientHandshake, ServerHandshake
 from federation.protocol.negentropy import INFINITY, Fingerprint, IdList, encode_ranges
 from federation.protocol.packet import packet_id_of
+from keys.ed25519 import sign
 from tests.fakes import FakeSuite
-from tests.identities import make_pair
-from tests.simulator.world import identity, write_packet
+from tests.simulator.world import identity, make_pair, write_packet
 
 TURN_S = 0.7
 PATIENCE_S = 8.0
@@ -41,6 +42,7 @@ class Villain:
         self.neighbours = []
         self.ends = []
         self.envelopes = {}
+        self.asking = {}
         self.own = 0
         self.habits = set(world.random.sample(HABITS, world.random.randint(2, len(HABITS))))
         world.at(world.random.random(), self._turn)
@@ -79,12 +81,13 @@ class Villain:
         honest = chance.choice(self.world.honest)
         fake = write_packet(self.number, f"forged {chance.random()}", self.world.now_ms, "core")
         as_another = fake.body.replace(self.node_id.hex().encode(), honest.node_id.hex().encode())
+        by_own_key = sign(make_pair(self.number), signing_input(fake.timestamp, as_another))
         return chance.choice(
             (
                 replace(true, signature=chance.randbytes(64)),
                 replace(true, timestamp=true.timestamp + 1),
                 replace(true, key_fingerprint=make_pair(self.number).fingerprint, signature=fake.signature),
-                replace(fake, body=as_another),
+                replace(fake, body=as_another, signature=by_own_key),
                 replace(fake, body=as_another, key_fingerprint=make_pair(honest.number).fingerprint),
                 replace(fake, body=fake.body + b" "),
                 replace(fake, body=chance.randbytes(60)),
@@ -108,6 +111,7 @@ class VillainEnd:
         self.out = None
         self.other = None
         self.sent_batches = {}
+        self.interest = {}
         self._dials = dials
         self._batch = 0
         self._unacked = 0
@@ -162,6 +166,8 @@ class VillainEnd:
 
     def say(self, message):
         if self.ending is None and self._secured is not None:
+            if isinstance(message, messages.Interest):
+                self.interest = dict(message.rows)
             data = message if isinstance(message, bytes) else codec.encode(message)
             self.out.send(self._secured.sealer.seal(data))
 
@@ -174,6 +180,7 @@ class VillainEnd:
         match message:
             case messages.Welcome():
                 self.is_up = True
+                self.say(messages.Interest([(node.local.node_id, 0) for node in self.world.nodes]))
             case messages.Bye():
                 self.hang_up()
             case messages.Ping(clock):
@@ -231,6 +238,8 @@ class VillainEnd:
             return
         self.say(codec.encode_packets(self._batch, envelopes, list(gone)))
         self.sent_batches[self._batch] = [packet_id_of(envelope.body) for envelope in envelopes]
+        for packet_id in gone:
+            self.other.owner.asking.pop(packet_id, None)
         self._batch += 1
         self._unacked += len(envelopes)
 
@@ -259,8 +268,8 @@ class VillainEnd:
         if self.does("forge", 0.3):
             self.packets([self.owner.forged() for _ in range(chance.randint(1, 4))])
         if self.does("endless", 0.3):
+            origin = chance.choice((self.other.owner, *self.world.nodes)).local.node_id
             for _ in range(chance.choice((1, 80))):
-                origin = chance.choice(self.world.nodes).local.node_id
                 frame = frame_of(Fingerprint(INFINITY, chance.randbytes(16)))
                 self.say(messages.Reconcile(origin, messages.Role.REQUEST, frame))
         if self.does("flood", 0.2):
@@ -273,7 +282,7 @@ class VillainEnd:
     def _flood(self):
         chance = self.random
         nodes = [node.local.node_id for node in self.world.nodes]
-        match chance.randrange(8):
+        match chance.randrange(9):
             case 0:
                 for _ in range(3):
                     self.say(messages.Want([chance.randbytes(32) for _ in range(400)]))
@@ -297,6 +306,9 @@ class VillainEnd:
             case 7:
                 for _ in range(60):
                     self.say(messages.Prefer(chance.choice(list(messages.Preference))))
+            case 8:
+                for _ in range(3):
+                    self.packets([self.owner.genuine()] * 200)
 
 
 HABITS = ("genuine", "forge", "withhold", "announce", "endless", "flood", "no acks", "wrong acks", "replay")

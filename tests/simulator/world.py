@@ -77,6 +77,7 @@ MAX_EVENTS = 400_000
 MOST_ON_THE_WAY = 4 * 1024 * 1024
 INBOX_FRAMES = 4_096  # beyond it the driver ends the link
 WALK_EVERY = 16  # events of a link between two walks over all its collections; the windows are checked at each
+SILENT_S = 10.0  # a peer that answers nothing for so long is passed by
 STEADY_S = 10.0
 DUPLICATE_PAUSE_S = 1.0
 BYE_PAUSE_S = 0.2
@@ -175,7 +176,9 @@ class End:
         self.out = None
         self.other = None
         self.sent_batches = {}
+        self.interest = {}
         self._sealed = []
+        self._rounds = {}
         self._events = 0
         self._timer = None
         suite = RecordingSuite(self._sealed)
@@ -272,6 +275,8 @@ class End:
             for packets, size in (state.sender.in_flight, state.receiver.in_flight):
                 if packets > self.owner.limits.window_packets or size > self.owner.limits.window_bytes:
                     raise Broken(f"{packets} packets of {size} bytes are unacknowledged")
+            if state.receiver._wants.unanswered > self.owner.limits.wants:
+                raise Broken(f"{state.receiver._wants.unanswered} Wants are unanswered")
 
     def _check_said(self):
         """Nothing leaves against the policy of this moment, and nothing is acknowledged that is not on the disk."""
@@ -289,19 +294,39 @@ class End:
             elif number == 14:
                 for origin, packet_id in codec.decode(plaintext).rows:
                     self._check_may_leave(packet_id, origin)
+            elif number == 6:
+                self.interest = dict(codec.decode(plaintext).rows)
             elif number == 7:
-                for origin, *_ in codec.decode(plaintext).rows:
-                    if not node.opinions.sends(self.peer, origin, "core"):
-                        raise Broken("an origin is offered against the policy")
+                self._check_scope(codec.decode(plaintext))
             elif number == 10:
                 self._check_reconcile(codec.decode(plaintext))
             elif number == 11:
-                node.asked += len(codec.decode(plaintext).ids)
+                self._check_want(codec.decode(plaintext))
+
+    def _check_scope(self, message):
+        self._rounds = {}
+        for origin, count, *_ in message.rows:
+            if not self.owner.opinions.sends(self.peer, origin, "core"):
+                raise Broken("an origin is offered against the policy")
+            # The number that docs/protocol.md gives, section 6, item 2.
+            self._rounds[origin] = 64 + min(max(count, self.other.interest.get(origin, 0)), 2**22) // 250
+
+    def _check_want(self, message):
+        """One peer at a time is asked for a packet, until it has been silent for ten seconds."""
+        asking = self.owner.asking
+        for packet_id in message.ids:
+            end, since = asking.get(packet_id, (None, 0.0))
+            if end is not None and end is not self and end.ending is None and self.world.now - since < SILENT_S:
+                raise Broken("two peers are asked for one packet at once")
+            asking[packet_id] = self, self.world.now
 
     def _check_reconcile(self, message):
         if message.role is messages.Role.ANSWER and message.frame != b"\x61":
             if not self.owner.opinions.sends(self.peer, message.origin, "core"):
                 raise Broken("reconciliation is answered against the policy")
+            self._rounds[message.origin] -= 1
+            if self._rounds[message.origin] < 0:
+                raise Broken("reconciliation goes on beyond its rounds")
             for packet_id in self.owner.disk.hidden:
                 if packet_id in message.frame:
                     raise Broken("reconciliation names a hidden packet")
@@ -316,8 +341,9 @@ class End:
             if stored is None or stored.envelope != envelope:
                 raise Broken("a packet leaves that is not, or not so, in the store")
             self._check_may_leave(packet_id, stored.origin)
-            self.world.bodies_sent[packet_id] += 1
         self.sent_batches[message.batch] = ids
+        for packet_id in message.gone:
+            self.other.owner.asking.pop(packet_id, None)
 
     def _check_may_leave(self, packet_id, origin):
         stored = self.owner.disk.envelopes.get(packet_id)
@@ -446,7 +472,6 @@ class Node:
         self.is_running = False
         self.is_deaf = False
         self.life = 0
-        self.asked = 0
         self.numbers = 0
         self.bodies_in = Counter()
         self.ends = []
@@ -470,6 +495,7 @@ class Node:
         self.refusals = {}
         self.links = {}
         self.ends = []
+        self.asking = {}
         self.pending = []
         self.dialler = Dialler(self)
         self.table = self._make_table(self.table.revision + 1)
@@ -631,7 +657,9 @@ class Node:
         envelopes = question.envelopes
         for envelope in envelopes:
             if envelope is not None:
-                self.bodies_in[packet_id_of(envelope.body)] += 1
+                packet_id = packet_id_of(envelope.body)
+                self.bodies_in[packet_id] += 1
+                self.asking.pop(packet_id, None)
         now_ms = self.now_ms
         outcomes = admit(
             envelopes,
@@ -651,7 +679,7 @@ class Node:
         results = []
         for envelope, outcome in zip(question.envelopes, outcomes, strict=True):
             if isinstance(outcome, Candidate):
-                outcome = self._verify(outcome, peer)
+                outcome = self._verify(outcome, peer, now_ms)
             if isinstance(outcome, Refused):
                 due_in_s = max(envelope.timestamp - CLOCK_SKEW_MS - now_ms, 1_000) / 1000 if outcome.code is Code.EARLY else 0.0
                 outcome = Judgement(outcome.code, outcome.packet_id, outcome.reason, due_in_s)
@@ -660,7 +688,7 @@ class Node:
             self.at(self.world.pause(), self._commit)
         self.pending.append((end, question, results))
 
-    def _verify(self, candidate, peer):
+    def _verify(self, candidate, peer, now_ms):
         try:
             verify_signature(candidate.packet, candidate.envelope, candidate.verify_key)
         except admission.PacketError as error:
@@ -671,6 +699,8 @@ class Node:
             return Refused(packet.packet_id, packet.origin, Code(decision.code), decision.reason)
         if not self.opinions.accepts(peer, packet.origin, packet.audience.value):
             raise Broken("a packet is about to be stored against the policy")
+        if max(packet.created_at, candidate.envelope.timestamp) > now_ms + 600_000:
+            raise Broken("a packet is about to be stored more than ten minutes before its time")
         return Settled(candidate.envelope, packet, peer)
 
     def _commit(self):
@@ -718,7 +748,6 @@ class World:
         self.shut = set()
         self.pipes = []
         self.genuine = {}
-        self.bodies_sent = Counter()
         self.arrived_at = {}
         self.endings = Counter()
         self.events = 0
@@ -849,6 +878,27 @@ class World:
                     missing = sum(self._owes(node, peer, packet_id) for packet_id in node.disk.envelopes)
                     if missing:
                         problems.append(f"{node.number} owes {missing} packets to {peer.number}")
+        return problems
+
+    def unrest(self):
+        """Return what is still under way, or left over, between honest nodes once nothing is missing."""
+        problems = []
+        for node in self.honest:
+            problems += [
+                f"{node.number} keeps a claim of an ended link"
+                for link, _ in node.fetches._claims.values()
+                if link not in {end.session for end in node.ends}
+            ]
+            for end in node.links.values():
+                if not end.is_up or end.other.owner.is_villain:
+                    continue
+                receiver, sender = end.session.state.receiver, end.session.state.sender
+                if receiver._wants.unanswered or sender._wanted:
+                    problems.append(f"a Want of {node.number} and {end.other.owner.number} has no answer")
+                if receiver._open or sender._unacked:
+                    problems.append(f"a batch of {node.number} and {end.other.owner.number} has no Ack")
+                if receiver.awaits_scope:
+                    problems.append(f"an Interest of {node.number} has no Scope")
         return problems
 
     def _owes(self, node, peer, packet_id):
