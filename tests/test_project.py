@@ -107,7 +107,7 @@ def test_make_lists_its_targets():
 def settings_read():
     """Return the names settings.py reads from the environment."""
     source = text_of("arklattice/settings.py")
-    return set(re.findall(r'env(?:\.\w+)?\(\s*"(\w+)"', source))
+    return set(re.findall(r'(?:env(?:\.\w+)?\(\s*|number\(\w+, )"(\w+)"', source))
 
 
 def settings_documented():
@@ -125,7 +125,7 @@ def test_documented_defaults_are_the_real_ones():
     """A value shown in `.env.example` as the default is what the code uses."""
     source = text_of("arklattice/settings.py")
     for name, shown in re.findall(r"^#(ARK_\w+|LOG_\w+)=(.+)$", text_of(".env.example"), re.MULTILINE):
-        found = re.search(rf'env(?:\.\w+)?\("{name}", default=([^)]+)\)', source)
+        found = re.search(rf'(?:env(?:\.\w+)?\("{name}", default=|number\(\w+, "{name}", )([^)]+)\)', source)
         if found and found.group(1) not in {"[]", 'str(BASE_DIR / "var"'} and not name.startswith("ARK_LIMIT_"):
             value = found.group(1).strip('"')
             assert shown.lower() == value.lower() or float(shown) == float(value), name
