@@ -8,6 +8,10 @@ out live, and what it Wants is answered. Both share the batch numbers and one wi
     Want ids  --> wanted queue -/
     feed rows --> Have                                       (while the peer prefers announcements)
 
+What a peer prefers is kept for each origin as far as its Acks tell which packets came in vain: the copy that came
+first stays, whichever way it took, so that each origin's packets spread along shortest ways. One tree for all of them
+would be torn and mended with every author's turn.
+
 Memory is bounded: the live queue is filled from the store by arrival number only while it is short,
 the wanted queue by the Want limit, loaded bodies by one batch, unacknowledged ids by the window, open batches
 by their number.
@@ -21,9 +25,10 @@ Source: docs/protocol.md, section 6.
 from collections import deque
 from collections.abc import Callable, Sequence
 from itertools import chain, islice
+from typing import NamedTuple
 
 from federation.protocol import codec, messages
-from federation.protocol.errors import Goodbye, RemoteProtocolError
+from federation.protocol.errors import Code, Goodbye, RemoteProtocolError
 from federation.protocol.events import (
     Catalogue,
     Effect,
@@ -55,6 +60,16 @@ OPEN_BATCHES = 1_024
 MANIFESTS_WANTED = PROTOCOL.scope_rows
 HAVE_DELAY_S = 0.02
 NOTHING = bytes((VERSION,))  # a Reconcile answer for an origin that left the scope: the protocol version alone
+
+
+class _Sent(NamedTuple):
+    """A packet that waits for its Ack."""
+
+    packet_id: PacketId
+    size: int
+    """Canonical bytes."""
+    live_of: NodeId | None
+    """Its origin, if nobody Wanted it."""
 
 
 class Sender:
@@ -110,12 +125,14 @@ class Sender:
         self._gone: list[PacketId] = []
 
         self._batch = 0
-        self._unacked: dict[int, list[tuple[PacketId, int]]] = {}
+        self._unacked: dict[int, list[_Sent]] = {}
         self._unacked_ids: set[PacketId] = set()
         self._unacked_bytes = 0
 
         self._announcing = False
-        self._announced = RecentIds(KNOWN_IDS)
+        self._announced_origins: set[NodeId] = set()
+        self._in_vain: set[NodeId] = set()
+        self._announced: dict[PacketId, NodeId] = {}
         self._have: list[tuple[NodeId, PacketId]] = []
         self._have_due: float | None = None
         self._peer_has = RecentIds(KNOWN_IDS)
@@ -134,7 +151,8 @@ class Sender:
 
     @property
     def is_announcing(self) -> bool:
-        return self._announcing
+        """True when packets of some origin, or of all, are announced only."""
+        return self._announcing or bool(self._announced_origins)
 
     @property
     def deadline(self) -> float | None:
@@ -176,6 +194,8 @@ class Sender:
                 rows.append((origin, count, fingerprint, key_fingerprint))
                 self._scope[origin] = max(count, interest.get(origin, 0))
         self._ever_in_scope.update(self._scope)
+        self._announced_origins &= self._scope.keys()
+        self._in_vain &= self._scope.keys()
         self._rounds = {}
         self._have = [row for row in self._have if row[0] in self._scope]
         self._live = {packet_id: origin for packet_id, origin in self._live.items() if origin in self._scope}
@@ -257,7 +277,7 @@ class Sender:
         for row in rows:
             if row.arrival <= self._cursor or not self._wants_live(row):
                 continue
-            if self._announcing:
+            if self._is_announced(row.origin):
                 self._announce(row.packet_id, row.origin, now)
             else:
                 self._live[row.packet_id] = row.origin
@@ -273,13 +293,29 @@ class Sender:
         self._peer_has.add(packet_id)
 
     def prefer(self, message: messages.Prefer, now: float) -> list[Effect]:
-        """The peer says how it wants to hear of live packets; those queued already follow."""
-        self._announcing = message.mode == messages.Preference.ANNOUNCE
-        if self._announcing:
-            live, self._live = self._live, {}
-            for packet_id, origin in live.items():
+        """The peer says how it wants to hear of live packets; those queued already follow.
+
+        It says "announce" right after the Ack of what came in vain, and means the origins of that; with no such Ack
+        before, all of them.
+        """
+        if message.mode != messages.Preference.ANNOUNCE:
+            self._announcing = False
+            self._announced_origins.clear()
+        elif self._in_vain:
+            self._announced_origins |= self._in_vain
+        else:
+            self._announcing = True
+        self._in_vain.clear()
+        live, self._live = self._live, {}
+        for packet_id, origin in live.items():
+            if self._is_announced(origin):
                 self._announce(packet_id, origin, now)
+            else:
+                self._live[packet_id] = origin
         return self.pump()
+
+    def _is_announced(self, origin: NodeId) -> bool:
+        return self._announcing or origin in self._announced_origins
 
     def timer(self, now: float) -> None:
         if self._have_due is not None and now >= self._have_due:
@@ -299,7 +335,10 @@ class Sender:
         if packet_id in self._wanted:
             return
         self._have.append((origin, packet_id))
-        self._announced.add(packet_id)
+        self._announced.pop(packet_id, None)
+        self._announced[packet_id] = origin
+        if len(self._announced) > KNOWN_IDS:
+            del self._announced[next(iter(self._announced))]
         if len(self._have) >= self._limits.have_rows:
             self._flush_have()
         elif self._have_due is None:
@@ -335,6 +374,7 @@ class Sender:
             if packet_id in self._announced:
                 # It was announced and asked for: announcing alone reached the peer too slowly.
                 self._announcing = False
+                self._announced_origins.discard(self._announced[packet_id])
             if packet_id not in self._unacked_ids:
                 self._wanted[packet_id] = None
             # else: on its way already. Whichever copy leaves first answers the Want.
@@ -369,9 +409,11 @@ class Sender:
         sent = self._unacked.pop(message.batch, None)
         if sent is None or len(sent) != len(message.codes):
             raise RemoteProtocolError("an Ack that answers no open batch")
-        for (packet_id, size), code in zip(sent, message.codes, strict=True):
+        for (packet_id, size, live_of), code in zip(sent, message.codes, strict=True):
             self._unacked_ids.discard(packet_id)
             self._unacked_bytes -= size
+            if code is Code.DUPLICATE and live_of in self._scope:
+                self._in_vain.add(live_of)
             self._stats.outcomes_out[code] = self._stats.outcomes_out.get(code, 0) + 1
             if not code.is_refusal:
                 self._peer_has.add(packet_id)
@@ -391,9 +433,9 @@ class Sender:
                 return
             self._transmit(batch)
 
-    def _next_batch(self) -> list[tuple[PacketId, StoredEnvelope]]:
+    def _next_batch(self) -> list[tuple[PacketId, StoredEnvelope, bool]]:
         """Take from what is loaded as much as one batch and the window hold; what may not leave is `gone`."""
-        batch: list[tuple[PacketId, StoredEnvelope]] = []
+        batch: list[tuple[PacketId, StoredEnvelope, bool]] = []
         room = min(self._window_packets - len(self._unacked_ids), self._limits.batch_packets)
         window_bytes = self._window_bytes - self._unacked_bytes
         size = 0
@@ -404,7 +446,7 @@ class Sender:
                 size += len(stored.envelope.body)
                 if len(batch) >= room or size > window_bytes or (batch and size > self._limits.batch_bytes):
                     break
-                batch.append((packet_id, stored))
+                batch.append((packet_id, stored, packet_id not in self._wanted))
             elif packet_id in self._wanted:
                 self._gone.append(packet_id)
             # else: announced since it was loaded, or live and not to leave any more.
@@ -416,14 +458,17 @@ class Sender:
     def _may_leave(self, stored: StoredEnvelope) -> bool:
         return stored.origin in self._scope and self._table.may_send(self._peer, stored.origin, stored.audience).allowed
 
-    def _transmit(self, batch: Sequence[tuple[PacketId, StoredEnvelope]]) -> None:
+    def _transmit(self, batch: Sequence[tuple[PacketId, StoredEnvelope, bool]]) -> None:
         gone, self._gone = self._gone, []
-        sizes = [(packet_id, len(stored.envelope.body)) for packet_id, stored in batch]
-        self._send_encoded(codec.encode_packets(self._batch, [stored.envelope for _, stored in batch], gone))
-        self._unacked[self._batch] = sizes
-        self._unacked_ids.update(packet_id for packet_id, _ in batch)
+        sent = [
+            _Sent(packet_id, len(stored.envelope.body), stored.origin if is_unasked else None)
+            for packet_id, stored, is_unasked in batch
+        ]
+        self._send_encoded(codec.encode_packets(self._batch, [stored.envelope for _, stored, _ in batch], gone))
+        self._unacked[self._batch] = sent
+        self._unacked_ids.update(packet_id for packet_id, _, _ in sent)
         self._batch += 1
-        size = sum(size for _, size in sizes)
+        size = sum(size for _, size, _ in sent)
         self._unacked_bytes += size
         self._stats.packets_out += len(batch)
         self._stats.bytes_out += size

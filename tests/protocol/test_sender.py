@@ -435,6 +435,53 @@ def test_wanting_what_was_announced_restores_push_and_other_wants_do_not():
     assert sent_ids(probe)[-1] == pushed
 
 
+def relay(node, *numbers, author=5):
+    """Packets of another origin arrive here from elsewhere; return their ids."""
+    return [node.take(make_envelope(author, number), received_from=bytes(16)) for number in numbers]
+
+
+def test_announce_after_an_ack_of_duplicates_means_their_origins_alone():
+    """What came first from elsewhere goes on coming from there; another author's shortest way may be this link."""
+    lab, node, probe = setup(others=(5,))
+    [theirs] = relay(node, 0)
+    lab.run()
+    probe.send(messages.Ack(0, [Code.DUPLICATE]), messages.Prefer(messages.Preference.ANNOUNCE))
+    own = node.publish(1)
+    [announced] = relay(node, 2)
+    lab.pass_time(0.02)
+    assert sent_ids(probe) == [theirs, own]
+    assert [packet_id for _, packet_id in probe.last(messages.Have).rows] == [announced]
+    probe.send(messages.Want([announced]))
+    [pushed] = relay(node, 3)
+    lab.run()
+    assert sent_ids(probe) == [theirs, own, announced, pushed]
+
+
+def test_a_wanted_packet_that_was_there_already_came_not_in_vain():
+    """The peer asked for it, so its wish for announcements is not about that origin, but about all."""
+    lab, node, probe = setup(others=(5,), interest=False)
+    [old] = relay(node, 0)
+    probe.send(messages.Interest([(node.node_id, 0), (make_local_cached(5).node_id, 0)]), messages.Want([old]))
+    probe.send(messages.Ack(0, [Code.DUPLICATE]), messages.Prefer(messages.Preference.ANNOUNCE))
+    node.publish(1)
+    lab.pass_time(0.02)
+    assert sent_ids(probe) == [old]
+    assert len(probe.last(messages.Have).rows) == 1
+
+
+def test_push_takes_back_every_wish_for_announcements():
+    lab, node, probe = setup(others=(5,))
+    relay(node, 0)
+    lab.run()
+    probe.send(messages.Ack(0, [Code.DUPLICATE]), messages.Prefer(messages.Preference.ANNOUNCE))
+    assert probe.end.linked.sender.is_announcing
+    probe.send(messages.Prefer(messages.Preference.PUSH))
+    assert not probe.end.linked.sender.is_announcing
+    relay(node, 1)
+    lab.run()
+    assert len(sent_ids(probe)) == 2 and not probe.heard_of(messages.Have)
+
+
 @pytest.mark.parametrize("seed", range(8))
 def test_a_preference_in_mid_load_loses_and_doubles_nothing(seed):
     """Each live packet goes out exactly once, whole or announced, whenever the peer changes its mind."""
