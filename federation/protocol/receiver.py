@@ -14,6 +14,7 @@ whole packets.
 Source: docs/protocol.md, section 6.
 """
 
+import math
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
@@ -150,6 +151,12 @@ class Receiver:
         """The peer grants pull: say whose packets are accepted here, perhaps nobody's."""
         self._is_started = True
         self.send_interest(now)
+        # What was early on an earlier link is passed by until it is due, and that moment went with the link.
+        latest = math.inf
+        for moment in self._refused.early_moments():
+            if moment < latest - RETRY_S:
+                self._ask_again(max(moment, now + MIN_EARLY_S))
+                latest = moment
 
     def send_interest(self, now: float) -> None:
         """Say whose packets are accepted, unless the peer gives none."""

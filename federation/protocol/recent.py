@@ -74,6 +74,10 @@ class Refusals:
         self._early.clear()
         return True
 
+    def early_moments(self) -> list[float]:
+        """Return when early packets become due, latest first."""
+        return sorted((self._until[packet_id] for packet_id in self._early), reverse=True)
+
     def _drop(self, packet_id: bytes) -> None:
         self._until.pop(packet_id, None)
         self._early.discard(packet_id)

@@ -622,6 +622,20 @@ def test_an_early_packet_is_looked_for_when_it_is_due():
     assert codes(probe)[-1] == Code.ACCEPTED
 
 
+def test_an_early_packet_is_looked_for_when_it_is_due_on_a_later_link_too():
+    lab, node, probe = setup()
+    probe.packets(0, [make_envelope(77, 0, ahead_ms=CLOCK_SKEW_MS + 60_000)])
+    assert codes(probe) == [Code.EARLY]
+    lab.pass_time(30)
+    probe.send(messages.Bye(Goodbye.BYE, ""))
+    again = Probe(lab, node)
+    lab.pass_time(29)
+    again.send(messages.Ping(1))
+    assert len(again.heard_of(messages.Interest)) == 1
+    lab.pass_time(1.1)
+    assert len(again.heard_of(messages.Interest)) == 2
+
+
 def test_a_clock_set_right_makes_early_packets_due_at_once():
     """The clock here was an hour behind; nobody waits for the rest of that hour."""
     lab, node, probe = setup()

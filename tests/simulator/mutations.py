@@ -165,6 +165,12 @@ MUTATIONS = (
         "if self._interest is None or not self._may_push:\n            return []  # who",
         "if self._interest is None:\n            return []  # who",
     ),
+    one(
+        "a new link forgets when early packets are due",
+        f"{CORE}/receiver.py",
+        "            if moment < latest - RETRY_S:\n",
+        "            if False:\n",
+    ),
     one("early packets wait though the clock was set", f"{CORE}/receiver.py", "if self._refused.wall_clock(ahead_s):", "if False:"),
 )
 

@@ -257,5 +257,5 @@ FAULTS = (
     (Story.read_slowly, 3),
     (Story.dial_across, 3),
     (Story.change_mind, 3),
-    (Story.withdraw, 2),
+    (Story.withdraw, 4),
 )

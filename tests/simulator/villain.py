@@ -20,8 +20,8 @@ from keys.ed25519 import sign
 from tests.fakes import FakeSuite
 from tests.simulator.world import identity, make_pair, write_packet
 
-TURN_S = 0.7
-PATIENCE_S = 8.0
+TURN_S = 1.0
+PATIENCE_S = 20.0
 
 
 def frame_of(*ranges):
@@ -112,6 +112,8 @@ class VillainEnd:
         self.other = None
         self.sent_batches = {}
         self.interest = {}
+        self._sent_at = {}
+        self._wanted_at = {}
         self._dials = dials
         self._batch = 0
         self._unacked = 0
@@ -168,6 +170,9 @@ class VillainEnd:
         if self.ending is None and self._secured is not None:
             if isinstance(message, messages.Interest):
                 self.interest = dict(message.rows)
+            if isinstance(message, messages.Want):
+                fresh = [packet_id for packet_id in message.ids if packet_id not in self.owner.envelopes]
+                self._wanted_at.update(dict.fromkeys(fresh, self.world.now))
             data = message if isinstance(message, bytes) else codec.encode(message)
             self.out.send(self._secured.sealer.seal(data))
 
@@ -197,7 +202,9 @@ class VillainEnd:
                 self._want_from(frame)
             case messages.Want(ids):
                 self._answer_wants(ids)
-            case messages.Packets(batch, rows, _):
+            case messages.Packets(batch, rows, gone):
+                for packet_id in gone:
+                    self._wanted_at.pop(packet_id, None)
                 self._take(batch, rows)
             case messages.Ack():
                 self._unacked = max(0, self._unacked - len(message.codes))
@@ -240,13 +247,16 @@ class VillainEnd:
         self.sent_batches[self._batch] = [packet_id_of(envelope.body) for envelope in envelopes]
         for packet_id in gone:
             self.other.owner.asking.pop(packet_id, None)
+        self._sent_at[self._batch] = self.world.now
         self._batch += 1
         self._unacked += len(envelopes)
 
     def _take(self, batch, rows):
         for row in rows:
             envelope = codec.decode_row(row)
-            self.owner.envelopes[packet_id_of(envelope.body)] = envelope
+            packet_id = packet_id_of(envelope.body)
+            self.owner.envelopes[packet_id] = envelope
+            self._wanted_at.pop(packet_id, None)
         if self.does("no acks", 0.5):
             return
         codes = [Code.ACCEPTED] * len(rows)
@@ -267,7 +277,7 @@ class VillainEnd:
             self.say(messages.Have([(origin, chance.randbytes(32)) for _ in range(chance.choice((1, 50, 400)))]))
         if self.does("forge", 0.3):
             self.packets([self.owner.forged() for _ in range(chance.randint(1, 4))])
-        if self.does("endless", 0.3):
+        if self.does("endless", 0.15):
             origin = chance.choice((self.other.owner, *self.world.nodes)).local.node_id
             for _ in range(chance.choice((1, 80))):
                 frame = frame_of(Fingerprint(INFINITY, chance.randbytes(16)))
@@ -278,6 +288,17 @@ class VillainEnd:
             self.packets(chance.choices(list(self.owner.envelopes.values()), k=chance.randint(1, 20)))
         if chance.random() < 0.02:
             self.hang_up()
+
+    def unanswered(self):
+        """Return what this end has waited for too long: liars are owed answers too."""
+        owed = []
+        before = self.world.now - PATIENCE_S
+        if any(self._sent_at[batch] < before for batch in self.sent_batches):
+            owed.append("a batch of the villain has no Ack")
+        acknowledges = self.owner.habits.isdisjoint({"no acks", "wrong acks"})
+        if acknowledges and any(moment < before for moment in self._wanted_at.values()):
+            owed.append("a Want of the villain has no answer")
+        return owed
 
     def _flood(self):
         chance = self.random

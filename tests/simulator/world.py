@@ -890,7 +890,10 @@ class World:
                 if link not in {end.session for end in node.ends}
             ]
             for end in node.links.values():
-                if not end.is_up or end.other.owner.is_villain:
+                if end.other.owner.is_villain:
+                    problems += end.other.unanswered()
+                    continue
+                if not end.is_up:
                     continue
                 receiver, sender = end.session.state.receiver, end.session.state.sender
                 if receiver._wants.unanswered or sender._wanted:
