@@ -5,6 +5,8 @@ PATH := $(or $(PATH),/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bi
 export PATH
 SHELL := /bin/sh
 PYTHON_IN_VENV := .venv/bin/python
+# A file's tests stay together, and the files keep their order: those that start nodes come first and fill the waiting of others.
+PYTEST := $(PYTHON_IN_VENV) -m pytest -n auto --dist loadfile --no-loadscope-reorder
 ARGS ?=
 
 .DEFAULT_GOAL := help
@@ -43,11 +45,11 @@ lint: venv-dev
 
 # Twice what the database decides: on SQLite with everything else, then on a PostgreSQL server of its own.
 test: lint
-	@$(PYTHON_IN_VENV) -m pytest $(ARGS)
-	@exec $(PYTHON_IN_VENV) -m tests.postgres $(PYTHON_IN_VENV) -m pytest --database $(ARGS)
+	@$(PYTEST) $(ARGS)
+	@exec $(PYTHON_IN_VENV) -m tests.postgres $(PYTEST) --database $(ARGS)
 
 test-deps:
 	@scripts/test-deps.sh
 
 test-long: venv-dev
-	@exec $(PYTHON_IN_VENV) -m pytest --long $(ARGS)
+	@exec $(PYTEST) --long $(ARGS)

@@ -410,6 +410,7 @@ class FederationNode:
             now=_now(),
             dialled=dialled,
             heard_at=heard_at,
+            found_by=found_by,
             caps=Caps(
                 strangers=self.limits.unknown_peers,
                 strangers_per_address=self.limits.unknown_peers_per_address,

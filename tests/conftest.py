@@ -62,21 +62,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if config.getoption("--database"):
         config.hook.pytest_deselected(items=[item for item in items if not touches_database(item)])
         items[:] = [item for item in items if touches_database(item)]
-    left_out = []
     for tier in tiers(config):
         members = [item for item in items if item.get_closest_marker(tier.marker)]
         if not tier.lacking or not members:
             continue
         if os.environ.get("CI") == "true" and tier.required_in_ci:
             raise pytest.UsageError(f"the tier {tier.name!r} cannot run in CI: {tier.lacking}")
-        left_out.append(f"left out: {tier.name}, {len(members)} tests ({tier.lacking}); to run them: {tier.enable}")
         chosen = [item for item in items if item not in members]
         config.hook.pytest_deselected(items=members)
         items[:] = chosen
-    config.stash[LEFT_OUT] = left_out
-
-
-LEFT_OUT = pytest.StashKey[list[str]]()
 
 
 @pytest.hookimpl(trylast=True)
@@ -87,8 +81,10 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    for line in config.stash.get(LEFT_OUT, []):
-        terminalreporter.write_line(line)
+    # Asked anew: where several processes share the tests, this one has collected none.
+    for tier in tiers(config):
+        if tier.lacking:
+            terminalreporter.write_line(f"left out: {tier.name} ({tier.lacking}); to run them: {tier.enable}")
 
 
 @pytest.fixture

@@ -85,13 +85,13 @@ async def started(number: int) -> FederationNode:
     return node
 
 
-def connect(dialler: FederationNode, listener: FederationNode, *, seed: int = 0, slowest_s: float = 0.0, expected=None):
+def connect(dialler: FederationNode, listener: FederationNode, *, seed: int = 0, slowest_s: float = 0.0, **options):
     """Dial in memory; return the drivers of both ends."""
     chance = random.Random(seed)
     near, far = (MemoryTransport(lambda: chance.uniform(0, slowest_s)) for _ in range(2))
     near.other, far.other = far, near
     far.driver = listener.open_link(far, address="127.0.0.1", host="127.0.0.1")
-    near.driver = dialler.open_link(near, address="ws://127.0.0.1:8104/sync", host="127.0.0.1", dial=True, expected=expected)
+    near.driver = dialler.open_link(near, address="ws://127.0.0.1:8104/sync", host="127.0.0.1", dial=True, **options)
     return near.driver, far.driver
 
 

@@ -631,7 +631,8 @@ async def discover(port, settings, capsys, *options):
 
     def run():
         try:
-            call_command("discover", "--seconds", "0.8", *options)
+            # A node answers one probe a second, after up to 0.25 s: another one's may have come just before.
+            call_command("discover", "--seconds", "1.6", *options)
         finally:
             connection.close()
 

@@ -96,8 +96,7 @@ async def test_one_key_dialling_again_and_again_has_one_link():
         await asyncio.sleep(random.Random(0).random() * 0.002)
     await until(lambda: len(ada.drivers) == len(bob.drivers) == 1 and ada.links and bob.links)
     await until(lambda: LinkClaim.objects.count() == 2)
-    assert not ada.half_open()
-    assert not bob.half_open()
+    await until(lambda: not ada.half_open() and not bob.half_open())
     await stop(ada, bob)
 
 
@@ -301,3 +300,15 @@ async def test_clock_far_off_is_said_once_a_link(caplog):
     ada._warn_of_clocks({far: -30_000})
     assert len(caplog.records) == 2
     await ada.database.close()
+
+
+async def test_registry_says_how_a_peer_was_found():
+    """Who answers at an address of the operator's is kept as the operator's; who just connects is a contact."""
+    ada, bob = await started(1), await started(2)
+    near, far = connect(ada, bob, found_by=Peer.FoundBy.STATIC)
+    await until(lambda: near.ending is not None and far.ending is not None)
+    answered = Peer.objects.get(node_id=bob.identity.node_id.hex())
+    connected = Peer.objects.get(node_id=ada.identity.node_id.hex())
+    assert (answered.found_by, answered.touched) == ("static", True)
+    assert (connected.found_by, connected.touched) == ("contact", False)
+    await stop(ada, bob)
