@@ -3,6 +3,7 @@
 `ARK_SEEDS=1200-2400` plays that range instead of the default one, which is how the long sweep is resumed.
 """
 
+import gc
 import multiprocessing
 import os
 import re
@@ -17,6 +18,7 @@ from tests.simulator.scenario import run_seed
 SEEDS = range(300)
 LONG_SEEDS = range(10_000)
 AT_ONCE = 2
+COLLECT_EVERY = 8
 
 
 def chosen(default):
@@ -42,10 +44,15 @@ def sweep(seeds):
 
 
 def _play(seed):
+    # Each world is a heap of cycles that dies at once; looking for them meanwhile takes a tenth of the time.
+    gc.disable()
     try:
         return run_seed(seed), None
     except AssertionError as error:
         return None, str(error)
+    finally:
+        if seed % COLLECT_EVERY == 0:
+            gc.collect()
 
 
 def test_300_seeds_of_eight_nodes_under_every_fault():
