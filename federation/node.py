@@ -11,30 +11,29 @@ Source: docs/architecture.md, section 1; docs/protocol.md, sections 5, 6 and 9.
 """
 
 import asyncio
-import dataclasses
 import logging
 import random
 import secrets
 import time
-from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine
 from datetime import UTC, datetime
 from typing import Any
 
-from django.db import DatabaseError, transaction
+from django.db import DatabaseError
 
-from federation import claims, requests, selectors, services, state
+from federation import claims, requests, selectors, state
 from federation.cipher import SodiumSuite
 from federation.claims import Claimant
 from federation.committer import Committer
-from federation.conf import CLOCK_WARNING_MS, own_manifest
 from federation.conf import limits as configured_limits
+from federation.conf import own_manifest
 from federation.database import Database
 from federation.driver import LinkDriver, Transport
 from federation.feed import Feed
 from federation.index import OriginIndex
 from federation.ingest import Ingest
-from federation.protocol.errors import Code, Goodbye
+from federation.ledger import Ledger
+from federation.protocol.errors import Goodbye
 from federation.protocol.events import (
     Authenticated,
     BatchJudged,
@@ -70,7 +69,7 @@ from keys.ed25519 import sign
 from keys.encoding import NodeId
 from keys.services import Identity, load_identity, register_identity
 from peers.addresses import sync_url
-from peers.encounters import Caps, Declared, ManifestRecord, note_clock_offset, note_contact, note_link
+from peers.encounters import Caps, Declared, ManifestRecord, note_contact
 from peers.errors import AddressError
 from peers.models import Peer
 from peers.selectors import penalty_of, policy_revision, trust_table
@@ -79,9 +78,6 @@ from peers.trust import KeyStatus, Tier, TrustTable
 
 logger = logging.getLogger(__name__)
 
-HOUSEKEEPING_S = 1.0
-REFRESH_S = 10.0  # between signs of life of the claims; a third of what they live
-STATE_S = 2.0  # between looks at whether what a link says of itself has changed enough to be written
 LINK_WAIT_S = 3.0  # for a link to be up whose claim stands already
 LEFTOVERS_S = 0.5  # at the stop: for batches under judgement to be stored, though nobody hears of it any more
 
@@ -132,16 +128,12 @@ class FederationNode:
         self._suite = SodiumSuite()
         self._refusals: dict[NodeId, Refusals] = {}
         self._tokens: dict[LinkDriver, str] = {}
-        self._counted: dict[LinkDriver, Counter[str]] = {}
-        self._pending_counts: Counter[tuple[str, str]] = Counter()
         self._advancing = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._background: set[asyncio.Task[Any]] = set()
         self._policy = asyncio.Lock()
         self._visibility = 0
-        self._refreshed_at = self._looked_at = 0.0
-        self._clocks_off: set[NodeId] = set()
-        self._shown: dict[str, Mapping[str, Any]] = {}
+        self.ledger = Ledger(self.database, process=self.process, drivers=lambda: self.drivers, links=lambda: self.links)
 
     # --- life ---
 
@@ -158,7 +150,7 @@ class FederationNode:
         self._tasks = [
             asyncio.create_task(self.supervise("watcher", self.watcher.run)),
             asyncio.create_task(self.supervise("feed", self._advance)),
-            asyncio.create_task(self.supervise("housekeeping", self._keep_house)),
+            asyncio.create_task(self.supervise("ledger", self.ledger.run)),
         ]
 
     async def stop(self, goodbye: Goodbye = Goodbye.RESTARTING) -> None:
@@ -180,7 +172,7 @@ class FederationNode:
         await self.verifiers.close()
         await self.committer.drain()
         try:
-            await self._flush_counters()
+            await self.ledger.flush()
             await self.database.write(claims.release_process, process=self.process)
         except DatabaseError as error:
             logger.error("the last counters could not be written: %s", error)
@@ -314,32 +306,26 @@ class FederationNode:
     def link_up(self, driver: LinkDriver) -> None:
         peer = driver.session.peer_id
         logger.info("linked with %s (%s)", peer.hex()[:8], driver.address)
-        self.spawn(self._show(driver))
+        token = self._tokens.get(driver)
+        if token is not None:
+            self.spawn(self.ledger.show(token, driver))
         self.link_changed(peer, None)
 
     def link_ended(self, driver: LinkDriver, ending: EndLink) -> None:
         token = self._tokens.pop(driver)
         del self.drivers[token]
-        self._shown.pop(token, None)
         peer = driver.session.peer
         who = "the peer" if ending.by_peer else "this node"
         name = driver.address if peer is None else f"{peer.node_id.hex()[:8]} ({driver.address})"
         level = logging.INFO if peer is not None else logging.DEBUG
         logger.log(level, "link with %s ended by %s: %s %s", name, who, ending.goodbye or ending.close_code, ending.reason)
-        self._count(driver)
-        self._counted.pop(driver, None)
+        self.ledger.ended(token, driver)
         if peer is None:
             return
         if self.links.get(peer.node_id) is driver:
             del self.links[peer.node_id]
         self.spawn(self._release(token))
         self.link_changed(peer.node_id, ending)
-
-    async def _show(self, driver: LinkDriver) -> None:
-        token = self._tokens.get(driver)
-        if token is not None:
-            self._shown[token] = shown = describe(driver)
-            await self.database.write(claims.show_link, process=self.process, link=token, state=shown, now=_now())
 
     async def _release(self, token: str) -> None:
         await self.database.write(claims.release_claim, process=self.process, link=token)
@@ -520,78 +506,6 @@ class FederationNode:
         answer = {"linked": driver.ending is None, "settled": settled, "received": received}
         await self.database.write(requests.answer, pk=request, answer=answer)
 
-    # --- housekeeping ---
-
-    async def _keep_house(self) -> None:
-        while True:
-            await asyncio.sleep(HOUSEKEEPING_S)
-            for driver in list(self.drivers.values()):
-                self._count(driver)
-            await self._flush_counters()
-            await self._refresh()
-
-    async def _refresh(self) -> None:
-        """Keep the claims alive, and what they show of the links true; nothing is written where nothing happens."""
-        now = asyncio.get_running_loop().time()
-        states = {
-            token: describe(driver)
-            for driver in self.links.values()
-            if driver.settled.is_set() and (token := self._tokens.get(driver)) is not None
-        }
-        due = now - self._refreshed_at >= REFRESH_S
-        if not due:
-            if now - self._looked_at < STATE_S:
-                return
-            self._looked_at = now
-            states = {token: shown for token, shown in states.items() if _differs(shown, self._shown.get(token))}
-        if not states:
-            return
-        offsets = {peer: driver.session.stats.clock_offset_ms for peer, driver in self.links.items()} if due else {}
-        if due:
-            self._warn_of_clocks(offsets)
-        await self.database.write(self._write_down, states, offsets)
-        self._shown.update({token: shown for token, shown in states.items() if token in self.drivers})
-        if due:
-            self._refreshed_at = now
-
-    def _warn_of_clocks(self, offsets: Mapping[NodeId, int | None]) -> None:
-        """Say once a link's time that the two clocks differ; beyond ten minutes packets are declined `early`."""
-        self._clocks_off &= set(offsets)
-        for peer, offset_ms in offsets.items():
-            if offset_ms is not None and abs(offset_ms) >= CLOCK_WARNING_MS and peer not in self._clocks_off:
-                self._clocks_off.add(peer)
-                logger.warning("the clock of %s is %+.0f s off ours; one of the two is wrong", peer.hex()[:8], offset_ms / 1000)
-
-    def _write_down(self, states: Mapping[str, Mapping[str, Any]], offsets: Mapping[NodeId, int | None]) -> None:
-        """In the writer's thread, in one transaction: what the links are like now, and whose clock is how far off."""
-        with transaction.atomic():
-            claims.refresh_claims(process=self.process, states=states, now=_now())
-            if offsets:
-                note_link(node_ids=list(offsets), now=_now())
-            for peer, offset_ms in offsets.items():
-                if offset_ms is not None:
-                    note_clock_offset(node_id=peer, offset_ms=offset_ms)
-
-    def _count(self, driver: LinkDriver) -> None:
-        if driver.session.peer is None:
-            return
-        totals = _totals(driver)
-        seen = self._counted.get(driver, Counter())
-        peer = driver.session.peer_id.hex()
-        for name, count in (totals - seen).items():
-            self._pending_counts[peer, name] += count
-        self._counted[driver] = totals
-
-    async def _flush_counters(self) -> None:
-        if not self._pending_counts:
-            return
-        counts, self._pending_counts = self._pending_counts, Counter()
-        try:
-            await self.database.write(services.add_counters, counts)
-        except DatabaseError:
-            self._pending_counts.update(counts)
-            raise
-
 
 def load_node() -> FederationNode:
     """Return a node from the keys folder, not started.
@@ -617,29 +531,6 @@ def record_of(signed: SignedManifest) -> ManifestRecord:
     return ManifestRecord(signed.body, signed.signature, signed.manifest.issued_at)
 
 
-def describe(driver: LinkDriver) -> Mapping[str, Any]:
-    """Return what federationstatus shows of a link."""
-    session = driver.session
-    state: dict[str, Any] = {"direction": "out" if session.is_dialler else "in", **dataclasses.asdict(session.stats)}
-    if isinstance(session.state, Linked):
-        sender, receiver = session.state.sender, session.state.receiver
-        state |= {
-            "window_out": sender.in_flight,
-            "window_in": receiver.in_flight,
-            "behind": sender.backlog,
-            "missing": receiver.missing,
-            "announcing": sender.is_announcing,
-        }
-    return state
-
-
-def _differs(shown: Mapping[str, Any], before: Mapping[str, Any] | None) -> bool:
-    """Return whether a link has something new to say; times that always move a little are none."""
-    if before is None:
-        return True
-    return any(value != before.get(name) for name, value in shown.items() if name not in ("rtt_ms", "clock_offset_ms"))
-
-
 def _heard_at(driver: LinkDriver, signed: SignedManifest) -> str | None:
     """Return where a peer that dialled may be dialled in turn, by the address its connection came from."""
     port = signed.manifest.sync_port
@@ -649,26 +540,6 @@ def _heard_at(driver: LinkDriver, signed: SignedManifest) -> str | None:
         return sync_url(driver.host, port)
     except AddressError:
         return None  # no IP address: a proxy or a local socket stands between
-
-
-def _totals(driver: LinkDriver) -> Counter[str]:
-    stats = driver.session.stats
-    totals: Counter[str] = Counter()
-    totals["sent"] = stats.packets_out
-    for code, count in stats.outcomes_in.items():
-        totals[_counter_name(Code(code))] += count
-    for code, count in stats.outcomes_out.items():
-        if code not in ("accepted", "duplicate"):
-            totals[f"refused.{code}"] += count
-    return totals
-
-
-def _counter_name(code: Code) -> str:
-    if code is Code.ACCEPTED:
-        return "received"
-    if code is Code.DUPLICATE:
-        return "duplicate"
-    return f"{'rejected' if code.is_rejection else 'declined'}.{code}"
 
 
 def _stored_manifest(origin: NodeId) -> SignedManifest | None:

@@ -7,7 +7,7 @@ import random
 import pytest
 from django.db import OperationalError
 
-from federation import claims, requests, services, state
+from federation import claims, ledger, requests, services, state
 from federation import node as node_module
 from federation.models import KnowledgePacket, LinkClaim, NodeRequest, PeerCounter
 from federation.protocol.errors import Goodbye
@@ -141,7 +141,7 @@ async def until_row(predicate, **what):
 async def test_idle_node_writes_nothing(monkeypatch):
     """Linked and with nothing to do, a node writes only the sign of life of its claims."""
     ada, bob, *_ = await linked_pair()
-    monkeypatch.setattr(node_module, "HOUSEKEEPING_S", 0.01)
+    monkeypatch.setattr(ledger, "PERIOD_S", 0.01)
     await asyncio.sleep(1.2)
     ada.database.writes.clear()
     await asyncio.sleep(0.5)
@@ -220,7 +220,7 @@ async def test_displaced_by_another_process_ends_here():
 async def test_stop_says_goodbye_counts_and_releases():
     """A stopped node has told every peer, written its counters and given its claims back; nothing runs on."""
     ada, bob, _, far = await linked_pair()
-    ada._pending_counts["00" * 16, "received"] += 3
+    ada.ledger._pending["00" * 16, "received"] += 3
     await ada.stop()
     await until(lambda: far.ending is not None, 1)
     assert far.ending.goodbye is Goodbye.RESTARTING
@@ -292,12 +292,12 @@ async def test_clock_far_off_is_said_once_a_link(caplog):
     ada = node_module.FederationNode(make_identity(1))
     near, far = make_identity(2).node_id, make_identity(3).node_id
     for _ in range(3):
-        ada._warn_of_clocks({near: 29_999, far: -30_000})
+        ada.ledger.warn_of_clocks({near: 29_999, far: -30_000})
     assert [record.getMessage() for record in caplog.records] == [
         f"the clock of {far.hex()[:8]} is -30 s off ours; one of the two is wrong"
     ]
-    ada._warn_of_clocks({near: 0})
-    ada._warn_of_clocks({far: -30_000})
+    ada.ledger.warn_of_clocks({near: 0})
+    ada.ledger.warn_of_clocks({far: -30_000})
     assert len(caplog.records) == 2
     await ada.database.close()
 
