@@ -90,6 +90,7 @@ class PeerAddress(models.Model):
 
     class Meta:
         ordering = ["-proven_at", "pk"]
+        verbose_name_plural = "peer addresses"
         constraints = [models.UniqueConstraint(fields=["peer", "url"], name="peer_address_once")]
 
     def __str__(self) -> str:

@@ -103,6 +103,7 @@ class Migration(migrations.Migration):
             ],
             options={
                 'ordering': ['-proven_at', 'pk'],
+                'verbose_name_plural': 'peer addresses',
                 'constraints': [models.UniqueConstraint(fields=('peer', 'url'), name='peer_address_once')],
             },
         ),
