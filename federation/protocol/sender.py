@@ -118,6 +118,7 @@ class Sender:
         self._reading = False
         self._read_is_stale = False
         self._live: dict[PacketId, NodeId] = {}
+        self._unsure: set[PacketId] = set()
         self._wanted: dict[PacketId, None] = {}
         self._loading = False
         self._load_is_stale = False
@@ -174,6 +175,7 @@ class Sender:
         # Any of these may have been hidden. What is not announced for that the peer finds by the new Scope.
         self._have.clear()
         self._loaded.clear()
+        self._unsure = set(self._live)
         self._load_is_stale = self._loading
         self._read_is_stale = self._reading
         if self._interest is None or not self._may_push:
@@ -308,7 +310,8 @@ class Sender:
         self._in_vain.clear()
         live, self._live = self._live, {}
         for packet_id, origin in live.items():
-            if self._is_announced(origin):
+            # One that may have been hidden since it was queued is loaded, which tells; announced it would be named.
+            if self._is_announced(origin) and packet_id not in self._unsure:
                 self._announce(packet_id, origin, now)
             else:
                 self._live[packet_id] = origin

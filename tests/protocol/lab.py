@@ -572,6 +572,7 @@ BOUNDS = {
         "_announced": 8_192,
         "_announced_origins": 2_048,
         "_in_vain": 2_048,
+        "_unsure": 256 + 512,
         "_peer_has": 8_192,
     },
     "Receiver": {"_interest": 2_048, "_manifests_awaited": 256, "_again": 64, "_keys_asked": 2_048, "_open": 512},

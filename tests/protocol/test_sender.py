@@ -578,6 +578,20 @@ def test_hiding_at_any_moment_is_kept(seed):
     assert probe.goodbye == (None, None)
 
 
+def test_what_waited_to_be_pushed_when_it_was_hidden_is_not_announced():
+    """The window is full, live packets wait; one is hidden, and then the peer prefers announcements."""
+    lab, node, probe = setup()
+    for number in range(60):
+        node.publish(number, size=60_000)
+    lab.run()
+    waiting = list(probe.end.linked.sender._live)
+    assert waiting
+    node.hide(waiting[-1])
+    probe.send(messages.Prefer(messages.Preference.ANNOUNCE))
+    lab.pass_time(0.02)
+    assert waiting[-1] not in [packet_id for have in probe.heard_of(messages.Have) for _, packet_id in have.rows]
+
+
 def answer_one_question(end):
     """The store answers, and the answer is still on its way."""
     end._ask()
