@@ -1,6 +1,6 @@
 """Whole nodes under every fault, many seeds: what must always hold does, and after the heal nothing is missing.
 
-`ARK_SEEDS=1200-2400` plays that range instead of the default one, which is how the long sweep is resumed.
+`SIMULATOR_SEEDS=1200-2400` plays that range instead of the default one, which is how the long sweep is resumed.
 """
 
 import os
@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def chosen(default):
-    text = os.environ.get("ARK_SEEDS", "")
+    text = os.environ.get("SIMULATOR_SEEDS", "")
     if not text:
         return default
     first, last = (int(part) for part in text.split("-"))
