@@ -112,6 +112,11 @@ def live_claims(now: datetime, *, without: Collection[str] = ()) -> list[LinkCla
     return [row for row in LinkClaim.objects.order_by("peer") if row.process not in without and is_live(row, now)]
 
 
+def links_up(now: datetime) -> list[LinkClaim]:
+    """Return the claims whose link is up; before that the other side may still refuse it."""
+    return [row for row in live_claims(now) if row.state]
+
+
 def is_live(row: LinkClaim, now: datetime) -> bool:
     return row.refreshed > now - CLAIM_LIFE and _is_running(row)
 

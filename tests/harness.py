@@ -353,8 +353,8 @@ class Node:
         return self.rows("SELECT coalesce(sum(count), 0) FROM federation_peercounter WHERE name = ?", name)[0][0]
 
     def linked_with(self) -> set[str]:
-        """Return the node_ids of the peers this node holds a link with."""
-        return {row[0] for row in self.rows("SELECT peer FROM federation_linkclaim")}
+        """Return the node_ids of the peers this node holds a link with: one that is up, not one the peer may still refuse."""
+        return {row[0] for row in self.rows("SELECT peer FROM federation_linkclaim WHERE CAST(state AS TEXT) <> '{}'")}
 
 
 def delay_ms(packet_id: str, publisher: Node, receiver: Node) -> int:

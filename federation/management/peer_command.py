@@ -2,13 +2,12 @@
 
 import getpass
 import os
-from datetime import timedelta
 from typing import Any
 
 from django.core.management.base import CommandParser
 from django.utils import timezone
 
-from federation.models import LinkClaim
+from federation.claims import links_up
 from keys.command import ArkCommand, Exit
 from keys.ed25519 import InvalidKeyError
 from keys.encoding import EncodingError, grouped
@@ -24,9 +23,6 @@ from peers.errors import (
 from peers.models import Peer
 from peers.selectors import current_key, peer_row
 from peers.trust import Tier
-
-# Every live link refreshes its claim far more often; one older than this was left by a process that died.
-CLAIM_LIVES = timedelta(seconds=30)
 
 
 class UsageError(Exception):
@@ -59,7 +55,7 @@ class PeerCommand(ArkCommand):
 
 def live_peers() -> set[str]:
     """Return the node_ids, hex, of peers that a process of this node holds a link with."""
-    return set(LinkClaim.objects.filter(refreshed__gte=timezone.now() - CLAIM_LIVES).values_list("peer", flat=True))
+    return {row.peer for row in links_up(timezone.now())}
 
 
 def operator() -> str:

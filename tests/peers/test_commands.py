@@ -121,12 +121,15 @@ def test_conflicts_are_refused(bob):
 
 
 def test_list_of_peers(bob):
-    """An array of peer rows; a live claim says `connected`, one left by a dead process does not."""
+    """An array of peer rows; a link that is up says `connected`, one not up yet or left by a dead process does not."""
     contact(2, name="calls itself Eve")
-    LinkClaim.objects.create(peer=bob.node_id, process="a", pid=1, link="b", dialler=bob.node_id)
+    claim = LinkClaim.objects.create(peer=bob.node_id, process="a", pid=1, link="b", dialler=bob.node_id)
+    assert "connected" not in {row["state"] for row in ask("peers")}
+    claim.state = {"direction": "in"}
+    claim.save()
     stranger = node_id(2).hex()
     long_ago = timezone.now() - timedelta(seconds=31)
-    LinkClaim.objects.create(peer=stranger, process="a", pid=1, link="c", dialler=stranger, refreshed=long_ago)
+    LinkClaim.objects.create(peer=stranger, process="a", pid=1, link="c", dialler=stranger, refreshed=long_ago, state={"x": 1})
     rows = ask("peers")
     assert [list(row) for row in rows] == [ROW, ROW]
     assert [(row["name"], row["declared_name"], row["tier"]) for row in rows] == [

@@ -6,7 +6,7 @@ from typing import Any
 from django.conf import settings
 
 from federation import state
-from federation.claims import live_claims
+from federation.claims import links_up
 from federation.conf import CLOCK_WARNING_MS
 from federation.lock import runner_note, runner_pid
 from federation.models import KnowledgePacket, PeerCounter
@@ -34,8 +34,7 @@ class Command(ArkCommand):
                 "since": int(claim.since.timestamp() * 1000),
                 **claim.state,
             }
-            for claim in live_claims(now)
-            if claim.state  # a link that is up; before that the peer may still refuse
+            for claim in links_up(now)
         ]
         document = {
             "node_id": identity.node_id.hex(),
