@@ -77,6 +77,7 @@ class _Worker:
 
     def __init__(self) -> None:
         self._process: asyncio.subprocess.Process | None = None
+        self._killed: list[asyncio.subprocess.Process] = []
 
     @property
     def pid(self) -> int | None:
@@ -113,22 +114,26 @@ class _Worker:
 
     def kill(self) -> None:
         process, self._process = self._process, None
+        self._killed = [killed for killed in self._killed if killed.returncode is None]
         if process is not None and process.returncode is None:
+            self._killed.append(process)
             try:
                 process.kill()
             except ProcessLookupError:
                 pass  # it ended by itself
 
     async def close(self) -> None:
-        process, self._process = self._process, None
-        if process is None or process.stdin is None:
-            return
-        process.stdin.close()
-        try:
-            async with asyncio.timeout(CLOSE_S):
-                await process.wait()
-        except TimeoutError:
-            process.kill()
+        """End the process and return when it, and any killed before it, is gone."""
+        if self._process is not None and self._process.stdin is not None:
+            self._process.stdin.close()
+            try:
+                async with asyncio.timeout(CLOSE_S):
+                    await self._process.wait()
+            except TimeoutError:
+                pass  # killed below
+        self.kill()
+        for killed in self._killed:
+            await killed.wait()
 
     async def _start(self) -> asyncio.subprocess.Process:
         # Its own session: Ctrl-C in a terminal reaches the node, which then closes its workers' input.
