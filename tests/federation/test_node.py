@@ -306,7 +306,7 @@ async def test_registry_says_how_a_peer_was_found():
     """Who answers at an address of the operator's is kept as the operator's; who just connects is a contact."""
     ada, bob = await started(1), await started(2)
     near, far = connect(ada, bob, found_by=Peer.FoundBy.STATIC)
-    await until(lambda: near.ending is not None and far.ending is not None)
+    await until(lambda: near.ending is not None and far.ending is not None and Peer.objects.count() == 2)
     answered = Peer.objects.get(node_id=bob.identity.node_id.hex())
     connected = Peer.objects.get(node_id=ada.identity.node_id.hex())
     assert (answered.found_by, answered.touched) == ("static", True)
