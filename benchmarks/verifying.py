@@ -5,6 +5,7 @@ Run: python -m benchmarks.verifying
 
 import asyncio
 import time
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 
 from benchmarks.figures import report
@@ -39,7 +40,7 @@ async def busy(share: float) -> None:
         await asyncio.sleep(0.005 * (1 - share))
 
 
-async def rate(verify, share: float) -> float:  # type: ignore[no-untyped-def]
+async def rate(verify: Callable[[list[Candidate]], Awaitable[object]], share: float) -> float:
     """Return envelopes verified a second while the loop is busy for `share` of the time."""
     batch = make_batch()
     await verify(batch)
